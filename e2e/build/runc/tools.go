@@ -1,0 +1,6 @@
+//go:build tools
+
+// Package runc pins the OCI runtime that serves as the executor's oracle.
+package runc
+
+import _ "github.com/opencontainers/runc"

@@ -1,0 +1,71 @@
+package atomicfile_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/berth-project/berth/internal/atomicfile"
+)
+
+func TestSealedRoundTrip(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rec")
+	for _, want := range [][]byte{{}, []byte("x"), []byte("a\nb\n\x00c"), bytes.Repeat([]byte("z"), 1<<20)} {
+		if err := atomicfile.WriteSealed(file, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := atomicfile.ReadSealed(file)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes came back as %d, %v", len(want), len(got), err)
+		}
+	}
+}
+
+// Every single flipped byte and every truncation must be seen.
+func TestEveryByteMatters(t *testing.T) {
+	good := atomicfile.Seal([]byte(`{"id":"4f","state":"ready"}`))
+	for i := range good {
+		bad := bytes.Clone(good)
+		bad[i] ^= 0x10
+		if data, err := atomicfile.Unseal(bad); err == nil && !bytes.Equal(data, good[len(good)-len(data):]) {
+			t.Errorf("byte %d flipped: accepted %q", i, data)
+		}
+		if _, err := atomicfile.Unseal(good[:i]); !errors.Is(err, atomicfile.ErrDamaged) {
+			t.Errorf("cut at %d: %v", i, err)
+		}
+	}
+}
+
+func TestFailedWriteLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	target := filepath.Join(dir, "d")
+	if err := os.MkdirAll(filepath.Join(target, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := atomicfile.Write(target, []byte("x"), 0o600); err == nil {
+		t.Fatal("replaced a directory")
+	}
+	ents, err := os.ReadDir(dir)
+	if err != nil || len(ents) != 1 {
+		t.Errorf("left behind: %v, %v", ents, err)
+	}
+}
+
+func TestQuarantineKeepsAll(t *testing.T) {
+	dir := t.TempDir()
+	for range 3 {
+		f := filepath.Join(dir, "rec")
+		if err := os.WriteFile(f, []byte("torn"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := atomicfile.Quarantine(f, filepath.Join(dir, "q")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ents, err := os.ReadDir(filepath.Join(dir, "q"))
+	if err != nil || len(ents) != 3 {
+		t.Errorf("quarantine holds %v, %v", ents, err)
+	}
+}
