@@ -357,3 +357,16 @@ func removeTree(dir string) error {
 		time.Sleep(wait)
 	}
 }
+
+// Move puts a running process into the group, in the v1 hierarchies; on the unified one it was born there.
+func (l *Layout) Move(path string, pid int) error {
+	for _, m := range l.mounts() {
+		if m == l.Unified {
+			continue
+		}
+		if err := write(m+path+"/cgroup.procs", fmt.Sprint(pid)); err != nil {
+			return fmt.Errorf("cgroup %s: %w", path, err)
+		}
+	}
+	return nil
+}

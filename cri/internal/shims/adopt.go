@@ -1,0 +1,273 @@
+package shims
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/proto/errs"
+	v1 "github.com/berth-project/berth/proto/shim/v1"
+)
+
+// Recover finds the shims that an earlier daemon left and takes their descriptors. It returns the pods and the
+// containers they hold, by id, for the daemon to compare with its records; exits that happened meanwhile are
+// passed to the exited function after Recover has returned them here. A directory whose shim is gone is removed.
+func (p *Pool) Recover(ctx context.Context) (pods map[string]v1.PodState, containers map[string]v1.ContainerState, err error) {
+	pods, containers = map[string]v1.PodState{}, map[string]v1.ContainerState{}
+	ents, err := os.ReadDir(p.cfg.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, nil, err
+	}
+	for _, ent := range ents {
+		s := &shim{id: ent.Name(), dir: filepath.Join(p.cfg.Dir, ent.Name()), pool: p, profiles: map[string]bool{}}
+		hello, err := s.connect(ctx)
+		if err != nil {
+			p.log.Warn("shim is gone", "shim", s.id, "error", err)
+			p.discard(s)
+			continue
+		}
+		p.mu.Lock()
+		p.shims[s.id] = s
+		s.draining = hello.Draining
+		p.mu.Unlock()
+		if err := p.take(ctx, s, hello); err != nil {
+			p.log.Error("shim not fully recovered", "shim", s.id, "error", err)
+		}
+		for _, st := range hello.Pods {
+			pods[st.ID] = st
+		}
+		for _, st := range hello.Containers {
+			containers[st.ID] = st
+		}
+	}
+	return pods, containers, nil
+}
+
+func (p *Pool) discard(s *shim) {
+	err := errors.Join(os.RemoveAll(s.dir), p.cfg.Cgroups.Remove(p.cfg.Group+"/shim-"+s.id))
+	if err != nil {
+		p.log.Warn("leftovers of a shim stay", "shim", s.id, "error", err)
+	}
+}
+
+// take fetches duplicates of everything a shim holds.
+func (p *Pool) take(ctx context.Context, s *shim, hello *v1.HelloReply) error {
+	var all []error
+	for _, st := range hello.Pods {
+		var reply v1.HandlesReply
+		fds, err := s.call(ctx, v1.MethodHandles, v1.HandlesRequest{Pod: st.ID}, nil, &reply)
+		if err != nil {
+			all = append(all, fmt.Errorf("pod %s: %w", st.ID, err))
+			continue
+		}
+		e := &podEntry{shim: s, ns: byName(reply.Names, fds), order: st.Namespaces, initPid: st.InitPid}
+		e.init = e.ns[v1.HandlePidfd]
+		delete(e.ns, v1.HandlePidfd)
+		p.mu.Lock()
+		p.pods[st.ID] = e
+		p.mu.Unlock()
+	}
+	for _, st := range hello.Containers {
+		e := &containerEntry{shim: s, pid: st.Pid, started: st.StartedAt, exited: st.Exit != nil, handles: map[string]*os.File{}}
+		if st.Exit == nil {
+			var reply v1.HandlesReply
+			fds, err := s.call(ctx, v1.MethodHandles, v1.HandlesRequest{Container: st.ID}, nil, &reply)
+			if err != nil {
+				all = append(all, fmt.Errorf("container %s: %w", st.ID, err))
+			}
+			e.names, e.handles = reply.Names, byName(reply.Names, fds)
+		}
+		p.mu.Lock()
+		if early := p.containers[st.ID]; early != nil && early.exited {
+			e.exited = true
+		}
+		p.containers[st.ID] = e
+		p.mu.Unlock()
+	}
+	return errors.Join(all...)
+}
+
+// SetStatic tells the pool what an adopting shim would have to know of a recovered container (it is in the
+// daemon's records, not in the shim's answer).
+func (p *Pool) SetStatic(c v1.Container) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.containers[c.ID]; e != nil {
+		e.static = c
+	}
+}
+
+// watch waits for the end of a connection and makes the shim reachable again: by a new connection if the process
+// lives, else by a new process that adopts.
+func (p *Pool) watch(s *shim, ended <-chan struct{}) {
+	<-ended
+	p.mu.Lock()
+	closed := p.closed || p.shims[s.id] != s
+	p.mu.Unlock()
+	if closed {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) //nolint:gosec // detached on purpose
+	defer cancel()
+	// The kernel closes a dying process's sockets before its pidfd turns readable.
+	for range 50 {
+		if !s.alive() {
+			break
+		}
+		if hello, err := s.connect(ctx); err == nil {
+			p.resync(hello)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if s.alive() {
+		p.log.Error("shim lives but does not answer; it is left alone", "shim", s.id, "pid", s.pid)
+		return
+	}
+	p.replace(ctx, s)
+}
+
+// resync passes on the exits that a broken connection swallowed.
+func (p *Pool) resync(hello *v1.HelloReply) {
+	for _, st := range hello.Containers {
+		if st.Exit == nil {
+			continue
+		}
+		p.mu.Lock()
+		e := p.containers[st.ID]
+		missed := e != nil && !e.exited
+		if missed {
+			e.exited = true
+		}
+		p.mu.Unlock()
+		if missed {
+			p.exited(v1.Exited{Container: st.ID, Exit: *st.Exit})
+		}
+	}
+}
+
+// replace starts a new process for a shim that died and gives it all the old one had.
+func (p *Pool) replace(ctx context.Context, s *shim) {
+	start := time.Now()
+	pods, containers := p.holdings(s)
+	p.failExecs(s)
+	if len(pods) == 0 && len(containers) == 0 {
+		p.mu.Lock()
+		delete(p.shims, s.id)
+		p.mu.Unlock()
+		p.discard(s)
+		p.log.Info("empty shim is gone", "shim", s.id)
+		return
+	}
+	p.mu.Lock()
+	s.profiles = map[string]bool{}
+	p.mu.Unlock()
+	if err := p.exec(s); err != nil {
+		p.log.Error("shim not replaced; its containers run without supervision", "shim", s.id, "error", err)
+		return
+	}
+	if _, err := s.connect(ctx); err != nil {
+		p.log.Error("new shim does not answer", "shim", s.id, "error", err)
+		return
+	}
+	for id, e := range pods {
+		if err := s.adoptPod(ctx, id, e); err != nil {
+			p.log.Error("pod not adopted", "pod", id, "shim", s.id, "error", err)
+		}
+	}
+	for id, e := range containers {
+		if err := s.adoptContainer(ctx, e); err != nil {
+			p.log.Error("container not adopted", "container", id, "shim", s.id, "error", err)
+		}
+	}
+	p.log.Warn("shim died and was replaced", "shim", s.id, "pid", s.pid, "pods", len(pods), "containers", len(containers), "took", time.Since(start))
+}
+
+func (p *Pool) holdings(s *shim) (pods map[string]*podEntry, containers map[string]*containerEntry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pods, containers = map[string]*podEntry{}, map[string]*containerEntry{}
+	for id, e := range p.pods {
+		if e.shim == s {
+			pods[id] = e
+		}
+	}
+	for id, e := range p.containers {
+		if e.shim == s && !e.exited && e.static.ID != "" {
+			containers[id] = e
+		}
+	}
+	return pods, containers
+}
+
+func (s *shim) adoptPod(ctx context.Context, id string, e *podEntry) error {
+	req := v1.AdoptPod{ID: id, InitPid: e.initPid}
+	var fds []*os.File
+	for _, kind := range e.order {
+		if f := e.ns[kind]; f != nil {
+			req.Namespaces = append(req.Namespaces, kind)
+			fds = append(fds, f)
+		}
+	}
+	if e.init != nil {
+		fds = append(fds, e.init)
+	}
+	_, err := s.client().Call(ctx, v1.MethodAdoptPod, req, fds, nil)
+	return err
+}
+
+func (s *shim) adoptContainer(ctx context.Context, e *containerEntry) error {
+	req := v1.AdoptContainer{Container: e.static, Pid: e.pid, StartedAt: e.started}
+	var fds []*os.File
+	for _, name := range e.names {
+		if f := e.handles[name]; f != nil {
+			req.Handles = append(req.Handles, name)
+			fds = append(fds, f)
+		}
+	}
+	_, err := s.client().Call(ctx, v1.MethodAdoptContainer, req, fds, nil)
+	return err
+}
+
+// exitOf reads an ended process's status from its pidfd.
+func exitOf(f *os.File) v1.Exit {
+	x := v1.Exit{Code: 255, Unknown: true, At: time.Now()}
+	status, err := pidfdExit(int(f.Fd()))
+	if err != nil {
+		return x
+	}
+	x.Unknown = false
+	if status.Signaled() {
+		x.Signal = int(status.Signal())
+		x.Code = 128 + x.Signal
+	} else {
+		x.Code = status.ExitStatus()
+	}
+	return x
+}
+
+var errNoExit = errs.FailedPrecondition.Errorf("the kernel keeps no exit code in a pidfd (Linux 6.15)")
+
+// pidfdExit is PIDFD_GET_INFO with PIDFD_INFO_EXIT (linux/pidfd.h).
+func pidfdExit(fd int) (unix.WaitStatus, error) {
+	const exitBit = 1 << 3
+	info := struct {
+		Mask, CgroupID                                   uint64
+		Pid, Tgid, Ppid                                  uint32
+		Ruid, Rgid, Euid, Egid, Suid, Sgid, Fsuid, Fsgid uint32
+		ExitCode                                         int32
+	}{Mask: exitBit}
+	const request = 0xc0<<24 | 64<<16 | 0xff<<8 | 11 // _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
+	if err := ioctl(fd, request, &info.Mask); err != nil {
+		return 0, err
+	}
+	if info.Mask&exitBit == 0 {
+		return 0, errNoExit
+	}
+	return unix.WaitStatus(info.ExitCode), nil //nolint:gosec // a wait status
+}

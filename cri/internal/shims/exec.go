@@ -1,0 +1,128 @@
+package shims
+
+import (
+	"context"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/cri/internal/cgroup"
+	v1 "github.com/berth-project/berth/proto/shim/v1"
+)
+
+func ioctl(fd int, request uintptr, arg *uint64) error {
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(arg))); e != 0 {
+		return e
+	}
+	return nil
+}
+
+// Process is a running exec. Close it when done.
+type Process struct {
+	Pid     int
+	Console *os.File // terminal, or nil; closed by Close
+	pool    *Pool
+	entry   *execEntry
+}
+
+// Exec starts a process in a container. stdio are the process's own ends, named in req.Stdio; they stay the
+// caller's.
+func (p *Pool) Exec(ctx context.Context, req v1.Exec, groups *cgroup.Handles, stdio []*os.File) (*Process, error) {
+	s, err := p.shimOf(req.Container)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.give(ctx, s, req.Seccomp); err != nil {
+		return nil, err
+	}
+	req.Cgroups = announce(groups)
+	var reply v1.ExecReply
+	fds, err := s.call(ctx, v1.MethodExec, req, append(files(groups), stdio...), &reply)
+	if err != nil {
+		return nil, err
+	}
+	handles := byName(reply.Handles, fds)
+	key := req.Container + "/" + req.ID
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.execs[key] // there already if the event was faster
+	if e == nil {
+		e = &execEntry{shim: s, container: req.Container, id: req.ID, done: make(chan v1.Exit, 1)}
+		p.execs[key] = e
+	}
+	e.pidfd = handles[v1.HandlePidfd]
+	return &Process{Pid: reply.Pid, Console: handles[v1.HandleConsole], pool: p, entry: e}, nil
+}
+
+// Wait returns how the process ended, or ctx's error.
+func (x *Process) Wait(ctx context.Context) (v1.Exit, error) {
+	select {
+	case e := <-x.entry.done:
+		x.entry.done <- e // for the next Wait
+		return e, nil
+	case <-ctx.Done():
+		return v1.Exit{}, ctx.Err()
+	}
+}
+
+// Signal sends a signal to the process itself.
+func (x *Process) Signal(sig unix.Signal) error {
+	if x.entry.pidfd == nil {
+		return nil
+	}
+	return unix.PidfdSendSignal(int(x.entry.pidfd.Fd()), sig, nil, 0)
+}
+
+// Close forgets the process, which goes on if it still runs.
+func (x *Process) Close() {
+	x.pool.mu.Lock()
+	defer x.pool.mu.Unlock()
+	delete(x.pool.execs, x.entry.container+"/"+x.entry.id)
+	if x.entry.pidfd != nil {
+		_ = x.entry.pidfd.Close()
+	}
+	if x.Console != nil {
+		_ = x.Console.Close()
+	}
+}
+
+// failExecs gives the execs of a dead shim their end from the kernel, as soon as each has one.
+func (p *Pool) failExecs(s *shim) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.execs {
+		if e.shim != s || e.pidfd == nil {
+			continue
+		}
+		fd, err := unix.FcntlInt(e.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			p.log.Error("exec of a dead shim is lost", "container", e.container, "error", err)
+			continue
+		}
+		own := os.NewFile(uintptr(fd), "pidfd")
+		p.wg.Go(func() {
+			defer own.Close() //nolint:errcheck // a pidfd
+			for !readable(own) && !p.isClosed() {
+				time.Sleep(10 * time.Millisecond)
+			}
+			select {
+			case e.done <- exitOf(own):
+			default:
+			}
+		})
+	}
+}
+
+func readable(f *os.File) bool {
+	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1
+}
+
+func (p *Pool) isClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
+}

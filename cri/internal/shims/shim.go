@@ -1,0 +1,250 @@
+package shims
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/proto/errs"
+	v1 "github.com/berth-project/berth/proto/shim/v1"
+)
+
+// callLimit bounds a call whose caller set no earlier deadline: a hung shim costs its own pods time, nobody else.
+const callLimit = 2 * time.Minute
+
+// shim is one supervisor. Fields below pool are guarded by the pool's mu.
+type shim struct {
+	id, dir string
+	pool    *Pool
+
+	reserved int  // pods on their way into it
+	draining bool // takes no new pods
+	profiles map[string]bool
+
+	mu    sync.Mutex
+	conn  *v1.Client
+	pid   int
+	pidfd *os.File
+}
+
+func (s *shim) client() *v1.Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn
+}
+
+// call is one request. A connection that broke is waited for briefly, because the pool is reconnecting or has
+// replaced the process. Requests are idempotent and sent again, but for Start and Exec: what a shim that died in
+// the middle of one has done is the caller's to find out, by the cgroup.
+func (s *shim) call(ctx context.Context, method string, req any, fds []*os.File, reply any) ([]*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	once := method == v1.MethodStart || method == v1.MethodExec
+	for retry := 0; ; retry++ {
+		c := s.client()
+		lost := errs.Unavailable.Errorf("shim %s is not connected", s.id)
+		select {
+		case <-c.Done():
+		default:
+			var out []*os.File
+			out, lost = c.Call(ctx, method, req, fds, reply)
+			if once || !errors.Is(lost, errs.Unavailable) {
+				return out, lost
+			}
+		}
+		if retry == 40 {
+			return nil, lost
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, lost
+		}
+	}
+}
+
+// start runs a new shim and connects to it.
+func (p *Pool) start(ctx context.Context) (*shim, error) {
+	var raw [4]byte
+	_, _ = rand.Read(raw[:]) // never fails (crypto/rand)
+	id := hex.EncodeToString(raw[:])
+	s := &shim{id: id, dir: filepath.Join(p.cfg.Dir, id), pool: p, profiles: map[string]bool{}}
+	if err := p.exec(s); err != nil {
+		return nil, fmt.Errorf("start shim %s: %w", id, errors.Join(err, os.RemoveAll(s.dir)))
+	}
+	if _, err := s.connect(ctx); err != nil {
+		return nil, fmt.Errorf("start shim %s: %w", id, err)
+	}
+	p.mu.Lock()
+	p.shims[id] = s
+	p.mu.Unlock()
+	p.log.Info("shim started", "shim", id, "pid", s.pid)
+	return s, nil
+}
+
+// exec starts the process with its listening socket already open, so that there is nothing to wait or retry for.
+func (p *Pool) exec(s *shim) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	sock := filepath.Join(s.dir, "sock")
+	if err := os.Remove(sock); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close() //nolint:errcheck // the child has it
+	if err := os.Chmod(sock, 0o600); err != nil {
+		return err
+	}
+	lf, err := l.File()
+	if err != nil {
+		return err
+	}
+	defer lf.Close() //nolint:errcheck // as above
+	logf, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logf.Close() //nolint:errcheck // as above
+	group := p.cfg.Group + "/shim-" + s.id
+	if err := p.cfg.Cgroups.Ensure(group); err != nil {
+		return err
+	}
+	h, err := p.cfg.Cgroups.Open(group, group)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	cmd := exec.Command(p.cfg.Binary, "--dir", s.dir) //nolint:gosec // from the configuration
+	cmd.Env = []string{}
+	cmd.Dir = "/"
+	cmd.Stderr = logf
+	cmd.ExtraFiles = []*os.File{lf}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if h.Unified != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(h.Unified.Fd())
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if err := p.cfg.Cgroups.Move(group, cmd.Process.Pid); err != nil {
+		return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+	}
+	go func() { _ = cmd.Wait() }() //nolint:gocritic // reaps; a shim outlives the pool
+	return nil
+}
+
+// connect dials, says hello and starts to receive. The caller merges what the reply lists.
+func (s *shim) connect(ctx context.Context) (*v1.HelloReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	c, err := v1.Dial(ctx, filepath.Join(s.dir, "sock"), s.event)
+	if err != nil {
+		return nil, err
+	}
+	ended := make(chan struct{})
+	s.pool.wg.Go(func() {
+		defer close(ended)
+		_ = c.Run() // its end is seen by watch
+	})
+	var hello v1.HelloReply
+	if _, err := c.Call(ctx, v1.MethodHello, v1.Hello{Version: v1.Version}, nil, &hello); err != nil {
+		c.Close()
+		return nil, err
+	}
+	if hello.Version != v1.Version {
+		c.Close()
+		return nil, errs.FailedPrecondition.Errorf("speaks protocol %d, this daemon %d: drain the node before this upgrade", hello.Version, v1.Version)
+	}
+	pidfd, err := unix.PidfdOpen(hello.Pid, 0)
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("pidfd of %d: %w", hello.Pid, err)
+	}
+	s.mu.Lock()
+	if s.pidfd != nil {
+		_ = s.pidfd.Close()
+	}
+	s.conn, s.pid, s.pidfd = c, hello.Pid, os.NewFile(uintptr(pidfd), "pidfd")
+	s.mu.Unlock()
+	s.pool.wg.Go(func() { s.pool.watch(s, ended) })
+	return &hello, nil
+}
+
+// alive says whether the process is there.
+func (s *shim) alive() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pidfd == nil {
+		return false
+	}
+	fds := []unix.PollFd{{Fd: int32(s.pidfd.Fd()), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 0
+}
+
+// event handles what a shim says by itself.
+func (s *shim) event(e v1.Event) {
+	p := s.pool
+	switch e.Name {
+	case v1.EventExited:
+		var x v1.Exited
+		if err := json.Unmarshal(e.Body, &x); err != nil {
+			p.log.Error("unreadable event", "shim", s.id, "error", err)
+			return
+		}
+		p.ended(s, x)
+	case v1.EventOOM:
+		var x v1.OOM
+		if err := json.Unmarshal(e.Body, &x); err == nil {
+			p.oom(x)
+		}
+	}
+}
+
+// ended passes an exit on, once per process.
+func (p *Pool) ended(s *shim, x v1.Exited) {
+	p.mu.Lock()
+	if x.Exec != "" {
+		key := x.Container + "/" + x.Exec
+		if e := p.execs[key]; e != nil {
+			select {
+			case e.done <- x.Exit:
+			default: // told before
+			}
+		} else { // before the answer to Exec arrived
+			done := make(chan v1.Exit, 1)
+			done <- x.Exit
+			p.execs[key] = &execEntry{shim: s, container: x.Container, id: x.Exec, done: done}
+		}
+		p.mu.Unlock()
+		return
+	}
+	e := p.containers[x.Container]
+	if e == nil { // before the answer to Start arrived: Start merges it
+		e = &containerEntry{shim: s}
+		p.containers[x.Container] = e
+	}
+	again := e.exited
+	e.exited = true
+	p.mu.Unlock()
+	if !again {
+		p.exited(x)
+	}
+}
