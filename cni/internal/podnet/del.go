@@ -1,0 +1,97 @@
+package podnet
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/berth-project/berth/cni/internal/linkdel"
+	"github.com/berth-project/berth/cni/internal/ruleset"
+	"github.com/berth-project/berth/cni/internal/state"
+	"github.com/berth-project/berth/internal/atomicfile"
+	"github.com/berth-project/berth/internal/failpoint"
+	"github.com/berth-project/berth/proto/errs"
+)
+
+// The places where a test may end DEL, and every rollback.
+var (
+	delBegun    = failpoint.New("cni.del.begun")
+	delLink     = failpoint.New("cni.del.link")
+	delRules    = failpoint.New("cni.del.rules")
+	delReleased = failpoint.New("cni.del.released")
+	delRecord   = failpoint.New("cni.del.record")
+	delFinished = failpoint.New("cni.del.finished")
+)
+
+// Del detaches a container. It needs neither namespace nor previous result, and what is gone already is no error.
+// When it returns the interface is gone from the pod, should that live on, and the addresses rest.
+func (n *Network) Del(a Attachment) error {
+	link := state.LinkName(n.conf.Name, a.ContainerID, a.IfName)
+	rec, err := n.store.Load(link)
+	switch {
+	case errors.Is(err, errs.NotFound):
+		// Never added, deleted before, or the records were lost: the link's name is all there may be.
+		return n.deleteLink(link)
+	case errors.Is(err, atomicfile.ErrDamaged):
+		return errors.Join(n.deleteLink(link), n.repair())
+	case err != nil:
+		return err
+	}
+	if !rec.Is(n.conf.Name, a.ContainerID, a.IfName) {
+		return nil
+	}
+	return n.remove(rec)
+}
+
+// remove is detach as a change of its own.
+func (n *Network) remove(rec *state.Record) error {
+	if err := errors.Join(n.store.Begin(), delBegun.Hit()); err != nil {
+		return err
+	}
+	if err := n.detach(rec); err != nil {
+		return err // the change stays open, and the next verb repairs
+	}
+	return errors.Join(n.store.End(), delFinished.Hit())
+}
+
+// detach undoes attach, wherever that ended. The record goes last, and with it the knowledge of the rest.
+func (n *Network) detach(rec *state.Record) error {
+	// 1. The link, and with it every address, route and neighbour that was made for it.
+	if err := errors.Join(n.deleteLink(rec.Pod.Link), delLink.Hit()); err != nil {
+		return err
+	}
+	// 2. The table. The record must not be there any more if the whole table has to be made again, but must be
+	// there if we die before it: so it goes away between the two attempts.
+	small := n.nft.Commit(ruleset.DelPod(rec.Pod))
+	if err := delRules.Hit(); err != nil {
+		return err
+	}
+	// 3. The addresses rest from now on.
+	for _, a := range rec.Addrs() {
+		if err := n.release(a); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(n.flush(), n.flushFlows(rec, false), delReleased.Hit()); err != nil {
+		return err
+	}
+	if err := errors.Join(n.store.Remove(rec.Pod.Link), delRecord.Hit()); err != nil {
+		return err
+	}
+	if small != nil {
+		return n.rules(nil)
+	}
+	return nil
+}
+
+// deleteLink deletes a link of ours. One of the same name that carries another mark is somebody else's.
+func (n *Network) deleteLink(name string) error {
+	l, found, err := n.link(name)
+	if err != nil || !found {
+		return err
+	}
+	if l.Alias != "" && !strings.HasPrefix(l.Alias, "berth ") {
+		n.remark("link %s is marked %q and left alone", name, l.Alias)
+		return nil
+	}
+	return linkdel.Delete(l.Index)
+}

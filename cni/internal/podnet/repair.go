@@ -1,0 +1,188 @@
+package podnet
+
+import (
+	"errors"
+	"net/netip"
+
+	"github.com/berth-project/berth/cni/internal/ipam"
+	"github.com/berth-project/berth/cni/internal/nlwire"
+	"github.com/berth-project/berth/cni/internal/rtnl"
+	"github.com/berth-project/berth/internal/failpoint"
+)
+
+var (
+	repairBegun   = failpoint.New("cni.repair.begun")
+	repairPending = failpoint.New("cni.repair.pending")
+	repairPools   = failpoint.New("cni.repair.pools")
+	repairRules   = failpoint.New("cni.repair.rules")
+)
+
+// repair makes records, pools, links and the table agree again after a process died in the middle of a change, or
+// the machine was restarted. It may die itself, any number of times.
+func (n *Network) repair() error {
+	// 1. Records of another boot speak of nothing that exists.
+	if !n.store.SameBoot() {
+		if err := n.store.Wipe(); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(n.store.Begin(), repairBegun.Hit()); err != nil {
+		return err
+	}
+	// 2. An attachment that was never finished was never reported: take it off.
+	records, damaged, err := n.store.List()
+	if err != nil {
+		return err
+	}
+	for _, link := range damaged {
+		n.remark("the record of link %s was damaged and is in quarantine; its address stays reserved while the link lives", link)
+	}
+	for _, r := range records {
+		if !r.Pending {
+			continue
+		}
+		if err := errors.Join(n.deleteLink(r.Pod.Link), n.store.Remove(r.Pod.Link), repairPending.Hit()); err != nil {
+			return err
+		}
+	}
+	// 3. Pools and table from what is left.
+	if err := errors.Join(n.resetPools(), repairPools.Hit()); err != nil {
+		return err
+	}
+	if err := errors.Join(n.rules(nil), repairRules.Hit()); err != nil {
+		return err
+	}
+	return n.store.End()
+}
+
+// resetPools makes every pool that is known agree with the records.
+func (n *Network) resetPools() error {
+	addrs, err := n.addrsInUse()
+	if err != nil {
+		return err
+	}
+	nets, err := n.store.Networks()
+	if err != nil {
+		return err
+	}
+	subnets := n.conf.Pools()
+	for _, nw := range nets {
+		subnets = append(subnets, nw.Pools...)
+	}
+	for _, s := range subnets {
+		p, err := n.pool(s)
+		if err != nil {
+			return err
+		}
+		err = p.Reset(addrs, now())
+		if errors.Is(err, ipam.ErrDamaged) {
+			p, err = n.remakePool(s)
+			n.pools[s] = p
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return n.flush()
+}
+
+// addrsInUse are the addresses of all records and of all routes that this plugin made: a record may be lost while
+// its link lives.
+func (n *Network) addrsInUse() ([]netip.Addr, error) {
+	records, _, err := n.store.List()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, r := range records {
+		out = append(out, r.Addrs()...)
+	}
+	for _, v6 := range []bool{false, true} {
+		routes, err := n.ownRoutes(v6)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range routes {
+			out = append(out, r.Dst.Addr())
+		}
+	}
+	return out, nil
+}
+
+func (n *Network) ownRoutes(v6 bool) ([]rtnl.Route, error) {
+	ms, err := n.route.Query("list routes", rtnl.DumpRoutes(v6, rtnl.Protocol))
+	if err != nil {
+		return nil, err
+	}
+	return parseRoutes(ms), nil
+}
+
+func parseRoutes(ms []nlwire.Message) []rtnl.Route {
+	var out []rtnl.Route
+	for _, m := range ms {
+		if r, ok := rtnl.ParseRoute(m); ok && r.Protocol == rtnl.Protocol && r.Dst.IsSingleIP() {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// release lets an address of any pool rest.
+func (n *Network) release(a netip.Addr) error {
+	nets, err := n.store.Networks()
+	if err != nil {
+		return err
+	}
+	subnets := n.conf.Pools()
+	for _, nw := range nets {
+		subnets = append(subnets, nw.Pools...)
+	}
+	for _, s := range subnets {
+		if !s.Contains(a) {
+			continue
+		}
+		p, err := n.pool(s)
+		if err != nil {
+			return err
+		}
+		err = p.Release(a, now())
+		if errors.Is(err, ipam.ErrDamaged) {
+			p, err = n.remakePool(s)
+			n.pools[s] = p
+		}
+		return err
+	}
+	return nil
+}
+
+// collectDead takes off attachments whose host end is gone: their namespace died and DEL was lost. It returns
+// how many there were.
+func (n *Network) collectDead() int {
+	records, _, err := n.store.List()
+	if err != nil {
+		return 0
+	}
+	ms, err := n.route.Query("list links", rtnl.DumpLinks())
+	if err != nil {
+		return 0
+	}
+	alive := map[string]bool{}
+	for _, m := range ms {
+		if l, ok := rtnl.ParseLink(m); ok {
+			alive[l.Name] = true
+		}
+	}
+	dead := 0
+	for _, r := range records {
+		if r.Pending || alive[r.Pod.Link] {
+			continue
+		}
+		if err := n.detach(r); err != nil {
+			n.remark("collect dead attachment %s: %v", r.Pod.Link, err)
+			continue
+		}
+		n.remark("collected the dead attachment of container %s (addresses %v): its network namespace is gone", r.ContainerID, r.Addrs())
+		dead++
+	}
+	return dead
+}

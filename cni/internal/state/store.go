@@ -1,0 +1,205 @@
+// Package state keeps what the plugin knows between two of its processes: one record per attachment, one per
+// network, and the lock under which everything changes. It lives in a directory below /run, mode 0700:
+//
+//	lock                 flock(2)ed by every verb; holds the boot id and one byte that says "a change is under way"
+//	attachments/<link>   one attachment, sealed JSON, named after its host end; <link>.pending while ADD runs
+//	networks/<name>      the pools and exclusions of a network, sealed JSON
+//	pools/<subnet>       the addresses of a subnet (package ipam)
+//	quarantine/          records that were damaged
+//
+// Nothing is synced to disk: a killed process leaves the page cache intact, and a power cut ends every
+// attachment. A process that dies in the middle of a change leaves the byte set, and whoever takes the lock next
+// repairs before doing anything else (package podnet).
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/berth-project/berth/internal/atomicfile"
+	"github.com/berth-project/berth/proto/errs"
+	"golang.org/x/sys/unix"
+)
+
+// formatVersion is that of records; a record of a later one is refused, never guessed at.
+const formatVersion = 1
+
+// Store is the locked state directory. One process holds it at a time.
+type Store struct {
+	dir    string
+	lock   *os.File
+	boot   string
+	header string
+}
+
+// Open takes the lock, waiting up to patience, and reads the header. It fails with Unavailable when somebody
+// else holds the lock for that long.
+func Open(dir, bootID string, patience time.Duration) (*Store, error) {
+	for _, d := range []string{"attachments", "networks", "pools"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state lock: %w", err)
+	}
+	if err := flock(f, patience); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	s := &Store{dir: dir, lock: f, boot: bootID}
+	b := make([]byte, 128)
+	n, _ := f.ReadAt(b, 0)
+	s.header = string(b[:n])
+	return s, nil
+}
+
+// flock waits in the kernel's queue, which is fair and costs nothing; the waiting thread is given up with the
+// process if patience ends.
+func flock(f *os.File, patience time.Duration) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("state lock: %w", err)
+	}
+	done := make(chan error, 1)
+	fd := int(f.Fd())
+	go func() {
+		for {
+			if err := unix.Flock(fd, unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+				done <- err
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-done:
+		return os.NewSyscallError("flock", err)
+	case <-time.After(patience):
+		return errs.Unavailable.Errorf("another berth-cni has held %s for %s", f.Name(), patience)
+	}
+}
+
+// Close lets go of the lock.
+func (s *Store) Close() error { return s.lock.Close() }
+
+// Fresh says whether the header is that of this boot and no change was interrupted.
+func (s *Store) Fresh() bool { return s.header == s.boot+"-" }
+
+// SameBoot says whether the records were made since the machine started.
+func (s *Store) SameBoot() bool { return strings.HasPrefix(s.header, s.boot) }
+
+// Begin notes that a change is under way.
+func (s *Store) Begin() error { return s.mark("+") }
+
+// End notes that all is consistent again.
+func (s *Store) End() error { return s.mark("-") }
+
+func (s *Store) mark(m string) error {
+	s.header = s.boot + m
+	if _, err := s.lock.WriteAt([]byte(s.header), 0); err != nil {
+		return fmt.Errorf("state lock: %w", err)
+	}
+	return nil
+}
+
+// Wipe removes every record and pool: they are of another boot, and nothing they speak of exists.
+func (s *Store) Wipe() error {
+	for _, d := range []string{"attachments", "networks", "pools"} {
+		if err := os.RemoveAll(filepath.Join(s.dir, d)); err != nil {
+			return err
+		}
+		if err := os.Mkdir(filepath.Join(s.dir, d), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Pools is the directory of pool files.
+func (s *Store) Pools() string { return filepath.Join(s.dir, "pools") }
+
+// Quarantine moves a file of the store aside.
+func (s *Store) Quarantine(path string) error {
+	dir := filepath.Join(s.dir, "quarantine")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	_, err := atomicfile.Quarantine(path, dir)
+	return err
+}
+
+func readJSON(path string, v any) error {
+	b, err := atomicfile.ReadSealed(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errs.NotFound.Wrap(err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w: %w", path, atomicfile.ErrDamaged, err)
+	}
+	return nil
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return atomicfile.WriteSealed(path, b, 0o600)
+}
+
+// Network is what all attachments of a network have in common.
+type Network struct {
+	Name    string         `json:"name"`
+	Pools   []netip.Prefix `json:"pools"`
+	Exclude []netip.Prefix `json:"exclude,omitempty"`
+}
+
+// SaveNetwork records a network and says whether that changed anything.
+func (s *Store) SaveNetwork(n Network) (changed bool, err error) {
+	path := filepath.Join(s.dir, "networks", n.Name)
+	var old Network
+	if readJSON(path, &old) == nil && slices.Equal(old.Pools, n.Pools) && slices.Equal(old.Exclude, n.Exclude) {
+		return false, nil
+	}
+	return true, writeJSON(path, n)
+}
+
+// Networks lists all networks. A damaged record is set aside: the next ADD of its network writes it again.
+func (s *Store) Networks() ([]Network, error) {
+	dir := filepath.Join(s.dir, "networks")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []Network
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		var n Network
+		path := filepath.Join(dir, e.Name())
+		if err := readJSON(path, &n); err != nil {
+			if err := s.Quarantine(path); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
