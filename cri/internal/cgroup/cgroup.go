@@ -370,3 +370,22 @@ func (l *Layout) Move(path string, pid int) error {
 	}
 	return nil
 }
+
+// KillExec ends everything in an exec's group. Without a unified tree there is none.
+func (l *Layout) KillExec(path string) error {
+	if l.Unified == "" {
+		return nil
+	}
+	return l.Kill(path)
+}
+
+// RemoveExec removes an exec's group, if nothing runs there any more.
+func (l *Layout) RemoveExec(path string) error {
+	if l.Unified == "" {
+		return nil
+	}
+	if err := unix.Rmdir(l.Unified + path); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}

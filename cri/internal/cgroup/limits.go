@@ -223,3 +223,11 @@ func readUint(file string) (uint64, error) {
 	}
 	return strconv.ParseUint(s, 10, 64)
 }
+
+// OOMFile is the file that counts a group's OOM kills: memory.events (v2) or memory.oom_control (v1).
+func (l *Layout) OOMFile(path string) string {
+	if l.V2 {
+		return l.Unified + path + "/memory.events"
+	}
+	return l.V1["memory"] + path + "/memory.oom_control"
+}

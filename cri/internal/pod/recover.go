@@ -1,0 +1,254 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-project/berth/internal/atomicfile"
+	v1 "github.com/berth-project/berth/proto/shim/v1"
+)
+
+// Recover makes the manager's view match the node, after a restart of the daemon or of the machine: records say
+// what should be, supervisors and exit records what is. It is called once, before any request is served.
+//
+// A record of an earlier boot is listed NOTREADY or EXITED (255, Unknown) and keeps everything else; its network
+// attachment is deleted without a namespace. A pod whose making was interrupted is torn down. What supervisors
+// hold without a record is ended.
+func (m *Manager) Recover(ctx context.Context) error {
+	oldPods, err := m.loadPods()
+	if err != nil {
+		return err
+	}
+	oldContainers, err := m.loadContainers()
+	if err != nil {
+		return err
+	}
+	pods, containers, err := m.shims.Recover(ctx)
+	if err != nil {
+		return err
+	}
+	m.recoverContainers(containers, oldContainers)
+	m.recoverPods(ctx, pods, oldPods)
+	m.endStrangers(ctx, pods, containers)
+	m.images.Retain(m.holders())
+	m.emptyTrash()
+	gctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := m.network.GC(gctx, m.validAttachments()); err != nil {
+		m.cfg.Log.Warn("CNI GC", "error", err)
+	}
+	return nil
+}
+
+// loadPods reads the records and returns which of them are of an earlier boot.
+func (m *Manager) loadPods() (map[string]bool, error) {
+	raw, err := m.records.Load(podKind)
+	if err != nil {
+		return nil, err
+	}
+	old := map[string]bool{}
+	for id, b := range raw {
+		p, boot, err := decodePod(b)
+		if err != nil {
+			m.cfg.Log.Error("pod record not understood, it is left alone", "pod", id, "error", err)
+			continue
+		}
+		old[p.ID] = boot != m.cfg.Features.BootID
+		m.pods[p.ID] = p
+	}
+	return old, nil
+}
+
+func (m *Manager) loadContainers() (map[string]bool, error) {
+	raw, err := m.records.Load(containerKind)
+	if err != nil {
+		return nil, err
+	}
+	old := map[string]bool{}
+	for id, b := range raw {
+		c, boot, err := decodeContainer(b)
+		if err != nil {
+			m.cfg.Log.Error("container record not understood, it is left alone", "container", id, "error", err)
+			continue
+		}
+		if m.pods[c.PodID] == nil {
+			m.cfg.Log.Warn("container of a pod that is gone is removed", "container", id)
+			if err := m.discardContainer(c); err != nil {
+				m.cfg.Log.Error("container not removed", "container", id, "error", err)
+			}
+			continue
+		}
+		if err := m.loadSpec(c); err != nil && c.State().CRI() != cri.ContainerState_CONTAINER_EXITED {
+			m.cfg.Log.Error("container's spec is lost: it runs, but takes no exec", "container", id, "error", err)
+		}
+		old[c.ID] = boot != m.cfg.Features.BootID
+		m.containers[c.ID] = c
+	}
+	return old, nil
+}
+
+func (m *Manager) recoverContainers(alive map[string]v1.ContainerState, old map[string]bool) {
+	for _, c := range m.Containers() {
+		st, known := alive[c.ID]
+		switch c.State().CRI() {
+		case cri.ContainerState_CONTAINER_EXITED:
+			close(c.done)
+			close(c.cleaned)
+			if err := m.release(c); err != nil {
+				m.cfg.Log.Warn("ended container not fully cleaned", "container", c.ID, "error", err)
+			}
+			continue
+		case cri.ContainerState_CONTAINER_CREATED:
+			if !known { // a start that was interrupted before its supervisor answered, or none
+				if err := m.release(c); err != nil {
+					m.cfg.Log.Warn("container's group not cleaned", "container", c.ID, "error", err)
+				}
+				continue
+			}
+			c.set(func(s *ContainerState) { s.StartedAt, s.Pid = st.StartedAt, st.Pid })
+		}
+		if known && st.Exit == nil && !old[c.ID] {
+			m.resume(c)
+			continue
+		}
+		m.finish(c.ID, m.lastWord(c, st, known))
+	}
+}
+
+// resume tells the pool what an adopting supervisor would need of a running container.
+func (m *Manager) resume(c *Container) {
+	group, err := m.Group(c)
+	if err != nil {
+		m.cfg.Log.Error("container without a group", "container", c.ID, "error", err)
+		return
+	}
+	m.shims.SetStatic(m.static(c, group))
+	if err := m.saveContainer(c); err != nil {
+		m.cfg.Log.Error("container not recorded", "container", c.ID, "error", err)
+	}
+}
+
+// lastWord is the best that is known of a container's end: its supervisor's, its exit record, the kernel's.
+func (m *Manager) lastWord(c *Container, st v1.ContainerState, known bool) v1.Exit {
+	if known && st.Exit != nil {
+		return *st.Exit
+	}
+	var x v1.Exit
+	b, err := atomicfile.ReadSealed(m.exitFile(c.ID))
+	if err == nil {
+		err = json.Unmarshal(b, &x)
+	}
+	if err == nil {
+		return x
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		m.cfg.Log.Error("exit record is damaged", "container", c.ID, "error", err)
+	}
+	return v1.Exit{Code: 255, Unknown: true, At: m.cfg.Now()}
+}
+
+func (m *Manager) recoverPods(ctx context.Context, alive map[string]v1.PodState, old map[string]bool) {
+	for _, p := range m.Pods() {
+		st := p.State()
+		_, held := alive[p.ID]
+		switch {
+		case st.Creating:
+			m.cfg.Log.Warn("pod whose making was interrupted is torn down", "pod", p.ID)
+			if err := errors.Join(m.teardown(ctx, p)); err == nil {
+				if err := m.forgetPod(p); err != nil {
+					m.cfg.Log.Error("pod not forgotten", "pod", p.ID, "error", err)
+				}
+				continue
+			}
+			p.set(func(s *PodState) { s.Creating = false })
+		case st.Ready && held && !old[p.ID]:
+			continue
+		case st.Ready:
+			m.lose(ctx, p, old[p.ID])
+		}
+		if err := m.savePod(p); err != nil {
+			m.cfg.Log.Error("pod not recorded", "pod", p.ID, "error", err)
+		}
+	}
+}
+
+// lose makes a pod whose namespaces are gone NOTREADY and frees its network attachment.
+func (m *Manager) lose(ctx context.Context, p *Pod, reboot bool) {
+	m.cfg.Log.Warn("pod lost its namespaces", "pod", p.ID, "reboot", reboot)
+	if err := m.teardown(ctx, p); err != nil {
+		m.cfg.Log.Error("lost pod not torn down, its stop tries again", "pod", p.ID, "error", err)
+		p.set(func(s *PodState) { s.Ready = false })
+		return
+	}
+	p.set(func(s *PodState) { s.Ready, s.Network, s.Result = false, "", nil })
+}
+
+// endStrangers ends what supervisors hold without a record.
+func (m *Manager) endStrangers(ctx context.Context, pods map[string]v1.PodState, containers map[string]v1.ContainerState) {
+	for id, st := range containers {
+		if m.containers[id] != nil {
+			continue
+		}
+		m.cfg.Log.Warn("container without a record is ended", "container", id, "pod", st.Pod)
+		if err := errors.Join(m.shims.Signal(id, 9), m.awaitStranger(ctx, id), m.shims.Delete(ctx, id)); err != nil {
+			m.cfg.Log.Error("stranger not ended", "container", id, "error", err)
+		}
+	}
+	for id := range pods {
+		if m.pods[id] != nil {
+			continue
+		}
+		m.cfg.Log.Warn("pod without a record is released", "pod", id)
+		if err := errors.Join(m.shims.RemovePod(ctx, id), m.network.Unpin(id), m.removeFiles(id)); err != nil {
+			m.cfg.Log.Error("stranger not released", "pod", id, "error", err)
+		}
+	}
+}
+
+func (m *Manager) awaitStranger(ctx context.Context, id string) error {
+	for range 100 {
+		if m.shims.Dead(id) {
+			return nil
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return fmt.Errorf("container %s does not die", id)
+}
+
+// holders are the image pins that must exist: one per container, one per image volume.
+func (m *Manager) holders() map[string]string {
+	all := map[string]string{}
+	for _, c := range m.Containers() {
+		all[c.ID] = c.ImageID
+		for i, mt := range c.Config.GetMounts() {
+			if ref := mt.GetImage().GetImage(); ref != "" {
+				if img, err := m.images.Get(ref); err == nil {
+					all[fmt.Sprintf("%s/%d", c.ID, i)] = img.ID
+				}
+			}
+		}
+	}
+	return all
+}
+
+// emptyTrash deletes what an earlier daemon had thrown away but not deleted.
+func (m *Manager) emptyTrash() {
+	m.work.Add(1)
+	go func() {
+		defer m.work.Done()
+		if err := os.RemoveAll(filepath.Join(m.cfg.Root, "trash")); err != nil {
+			m.cfg.Log.Warn("trash not emptied", "error", err)
+		}
+	}()
+}

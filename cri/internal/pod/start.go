@@ -1,0 +1,190 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-project/berth/cri/internal/spec"
+	"github.com/berth-project/berth/internal/failpoint"
+	"github.com/berth-project/berth/proto/errs"
+	v1 "github.com/berth-project/berth/proto/shim/v1"
+)
+
+const startLimit = 2 * time.Minute
+
+var (
+	failStartGrouped = failpoint.New("cri.start.after_cgroup")
+	failStartStarted = failpoint.New("cri.start.after_start")
+)
+
+// startErrorCode is the exit code of a container whose process could not be started, as on peers.
+const startErrorCode = 128
+
+// Start runs a created container. A second start is a failed precondition. A process that cannot be started makes
+// the container EXITED with reason StartError, and the call an error.
+func (m *Manager) Start(ctx context.Context, id string) error {
+	c, err := m.Container(id)
+	if err != nil {
+		return err
+	}
+	_, err = m.join(ctx, "start of container "+c.ID, startLimit, func(ctx context.Context) (string, error) {
+		return "", m.start(ctx, c)
+	})
+	return err
+}
+
+func (m *Manager) start(ctx context.Context, c *Container) error {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if st := c.State().CRI(); st != cri.ContainerState_CONTAINER_CREATED {
+		return errs.FailedPrecondition.Errorf("container %s is %s: only a created container can be started", c.ID, st)
+	}
+	p, err := m.Pod(c.PodID)
+	if err != nil {
+		return err
+	}
+	if !p.State().Ready {
+		return errs.FailedPrecondition.Errorf("pod %s is not ready: it is stopped", p.ID)
+	}
+	began := time.Now()
+	started, err := m.launch(ctx, c, p)
+	if err != nil {
+		m.failStart(c, err)
+		return fmt.Errorf("start container %s: %w", c.Config.GetMetadata().GetName(), err)
+	}
+	c.set(func(s *ContainerState) { s.StartedAt, s.Pid = started.At, started.Pid })
+	if err := errors.Join(failStartStarted.Hit(), m.saveContainer(c)); err != nil {
+		return err
+	}
+	m.publish(cri.ContainerEventType_CONTAINER_STARTED_EVENT, c.PodID, c.ID)
+	if m.cfg.Timeline != nil {
+		m.cfg.Timeline(p.ID, Phase{Name: "start " + c.Config.GetMetadata().GetName(), Start: began, Took: time.Since(began)})
+	}
+	return nil
+}
+
+// launch makes the group and has the supervisor start the process in it.
+func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started startedProcess, err error) {
+	group, err := m.Group(c)
+	if err != nil {
+		return started, err
+	}
+	if err := m.makeGroup(c, group); err != nil {
+		return started, err
+	}
+	defer func() {
+		if err != nil { // nothing of a failed start may run on, whatever its supervisor got done
+			err = errors.Join(err, m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(group))
+		}
+	}()
+	handles, err := m.cfg.Cgroups.Open(group, group)
+	if err != nil {
+		return started, err
+	}
+	defer handles.Close()
+	req, err := m.startRequest(c, p, group)
+	if err != nil {
+		return started, err
+	}
+	if err := failStartGrouped.Hit(); err != nil {
+		return started, err
+	}
+	s, err := m.shims.Start(ctx, req, handles)
+	return startedProcess{Pid: s.Pid, At: s.At}, err
+}
+
+type startedProcess struct {
+	Pid int
+	At  time.Time
+}
+
+func (m *Manager) makeGroup(c *Container, group string) error {
+	if err := m.cfg.Cgroups.Ensure(group); err != nil {
+		return err
+	}
+	r, err := spec.Resources(c.State().Resources)
+	if err != nil {
+		return err
+	}
+	if err := m.cfg.Cgroups.Set(group, r); err != nil {
+		return errors.Join(err, m.cfg.Cgroups.Remove(group))
+	}
+	if err := m.cfg.Cgroups.SetDevices(group, c.spec.Linux.Resources.Devices); err != nil {
+		return errors.Join(err, m.cfg.Cgroups.Remove(group))
+	}
+	return nil
+}
+
+func (m *Manager) startRequest(c *Container, p *Pod, group string) (v1.Start, error) {
+	raw, err := json.Marshal(c.spec)
+	if err != nil {
+		return v1.Start{}, err
+	}
+	img, err := m.images.Use(c.ID, c.ImageID) // the same layers as at Create: they are held
+	if err != nil {
+		return v1.Start{}, err
+	}
+	if err := os.MkdirAll(filepath.Dir(m.exitFile(c.ID)), 0o700); err != nil {
+		return v1.Start{}, err
+	}
+	dir := m.containerDir(c.ID)
+	req := v1.Start{
+		Container: m.static(c, group), Spec: raw, Join: c.join, PidOf: c.pidOf, Seccomp: c.seccomp,
+		Rootfs: v1.Rootfs{Lower: img.Lower, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")},
+	}
+	if rt, ok := m.cfg.OCI[p.Handler]; ok {
+		req.OCI = &v1.OCIRuntime{
+			Binary: rt.Binary, Args: rt.Args, Root: filepath.Join(m.cfg.State, "oci", p.Handler),
+			Bundle: filepath.Join(m.cfg.State, "bundles", c.ID),
+		}
+	}
+	return req, nil
+}
+
+// static is what a supervisor must know of a container for its whole life.
+func (m *Manager) static(c *Container, group string) v1.Container {
+	s := v1.Container{
+		ID: c.ID, Pod: c.PodID, Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), Terminal: c.Config.GetTty(),
+		OOMFile: m.cfg.Cgroups.OOMFile(group), ExitFile: m.exitFile(c.ID),
+	}
+	if c.LogPath != "" {
+		p, err := m.Pod(c.PodID)
+		if err == nil {
+			s.LogDir, s.LogName = p.Config.GetLogDirectory(), c.Config.GetLogPath()
+		}
+	}
+	return s
+}
+
+func (m *Manager) failStart(c *Container, cause error) {
+	now := m.cfg.Now()
+	c.set(func(s *ContainerState) {
+		s.StartedAt, s.FinishedAt = now, now
+		s.Exit = v1.Exit{Code: startErrorCode, At: now}
+		s.Reason, s.Message = "StartError", cause.Error()
+	})
+	close(c.done)
+	close(c.cleaned)
+	if err := m.saveContainer(c); err != nil {
+		m.cfg.Log.Error("container not recorded", "container", c.ID, "error", err)
+	}
+	m.publish(cri.ContainerEventType_CONTAINER_STOPPED_EVENT, c.PodID, c.ID)
+}
+
+// loadSpec reads the spec of a recovered container.
+func (m *Manager) loadSpec(c *Container) error {
+	b, err := os.ReadFile(filepath.Join(m.containerDir(c.ID), "spec.json"))
+	if err != nil {
+		return err
+	}
+	c.spec = &specs.Spec{}
+	return json.Unmarshal(b, c.spec)
+}
