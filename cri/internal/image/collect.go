@@ -1,0 +1,66 @@
+package image
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/berth-project/berth/internal/atomicfile"
+)
+
+const (
+	cleanName  = "clean"
+	bootIDPath = "/proc/sys/kernel/random/boot_id"
+)
+
+// collect throws away what no record needs: layers, and configs, of pulls that were cut off, and the working
+// directories of dead processes. It runs once, before anything else, and never takes what a container may use:
+// a removed image that is held keeps its record.
+func (s *Service) collect() {
+	if err := s.store.Sweep(); err != nil {
+		s.log.Warn("leftovers not removed", "err", err)
+	}
+	dir := filepath.Join(s.cfg.Root, configsDir)
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		s.log.Warn("leftovers not removed", "err", err)
+	}
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	for _, f := range files {
+		s.mu.Lock()
+		e := s.images["sha256:"+f.Name()]
+		s.mu.Unlock()
+		if e == nil && !strings.HasPrefix(f.Name(), ".") {
+			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
+				s.log.Warn("leftover config not removed", "err", err)
+			}
+		}
+	}
+}
+
+// sameBoot tells whether the store was last used in this boot, or was closed cleanly: then its page cache was
+// never lost and no layer needs a second look. It leaves the mark that the next Open reads.
+func (s *Service) sameBoot() bool {
+	boot, err := os.ReadFile(bootIDPath)
+	if err != nil {
+		return false
+	}
+	path := filepath.Join(s.cfg.Root, cleanName)
+	was, err := atomicfile.ReadSealed(path)
+	ok := err == nil && (string(was) == string(boot) || string(was) == cleanName)
+	if err := atomicfile.WriteSealed(path, boot, 0o600); err != nil {
+		s.log.Warn("boot not recorded", "err", err)
+	}
+	return ok
+}
+
+// markClean records that everything is on the disk, so that after the next boot nothing is suspected.
+func (s *Service) markClean() error {
+	d, err := os.Open(s.cfg.Root)
+	if err != nil {
+		return err
+	}
+	return errors.Join(syncFS(d), d.Close(), atomicfile.WriteSealed(filepath.Join(s.cfg.Root, cleanName), []byte(cleanName), 0o600))
+}

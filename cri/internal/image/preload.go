@@ -1,0 +1,5 @@
+package image
+
+import "context"
+
+func (s *Service) preload(context.Context) {}
