@@ -24,8 +24,9 @@ import (
 const patience = 2 * time.Second
 
 // Delete deletes the link of that index in the calling thread's namespace and returns when it is gone. A link
-// that does not exist is no error.
-func Delete(index int32) error {
+// that does not exist is no error. The child keeps the descriptor hold open while it waits, see [Hold]; -1 for
+// none.
+func Delete(index int32, hold int) error {
 	watch, err := nlwire.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -39,7 +40,7 @@ func Delete(index int32) error {
 		return os.NewSyscallError("netlink socket", err)
 	}
 	msg := rtnl.DelLink(index).Msg
-	errno := forkSend(uintptr(send), unsafe.Pointer(&msg[0]), uintptr(len(msg)))
+	errno := fork(uintptr(send), uintptr(hold), unsafe.Pointer(&msg[0]), uintptr(len(msg)))
 	_ = unix.Close(send)
 	if errno == 0 {
 		if gone, err := awaitGone(watch, index); gone || err != nil {
@@ -77,23 +78,45 @@ func awaitGone(watch *nlwire.Conn, index int32) (bool, error) {
 	return false, nil
 }
 
-// forkSend makes a child that writes n bytes at p to the netlink socket fd and exits. Between clone and exit the
-// child makes raw system calls only: it is a copy of a Go process with one thread and no runtime. It closes
-// every other descriptor first, so that nobody who waits for the end of our output waits for the child.
+// Hold makes a child whose only work is to be the last that closes fd. Closing an nf_tables socket after a
+// transaction that deleted something waits until the kernel has freed it (nft_rcv_nl_event), one more wait for
+// RCU that no answer depends on. If no child can be had, the caller's own close waits.
+func Hold(fd int) {
+	var b [4]byte
+	_ = fork(uintptr(fd), uintptr(fd), unsafe.Pointer(&b[0]), 0)
+}
+
+// fork makes a child that writes n bytes at p to the netlink socket fd, if n is not zero, and exits. Between
+// clone and exit the child makes raw system calls only: it is a copy of a Go process with one thread and no
+// runtime. It first closes every descriptor but fd and hold, so that nobody who waits for the end of our output
+// waits for the child, then leaves our session.
 //
 //go:nosplit
 //go:norace
 //go:noinline
-func forkSend(fd uintptr, p unsafe.Pointer, n uintptr) syscall.Errno {
+func fork(fd, hold uintptr, p unsafe.Pointer, n uintptr) syscall.Errno {
+	lo, hi := fd, hold
+	if int(hold) < 0 {
+		hi = fd
+	}
+	if lo > hi {
+		lo, hi = hi, lo
+	}
 	pid, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno != 0 || pid != 0 {
 		return errno
 	}
-	if fd > 0 {
-		syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 0, fd-1, 0)
+	if lo > 0 {
+		syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 0, lo-1, 0)
 	}
-	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, fd+1, ^uintptr(0)>>32, 0)
-	syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(p), n, 0, 0, 0)
+	if hi > lo+1 {
+		syscall.RawSyscall(unix.SYS_CLOSE_RANGE, lo+1, hi-1, 0)
+	}
+	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, hi+1, ^uintptr(0)>>32, 0)
+	syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
+	if n > 0 {
+		syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(p), n, 0, 0, 0)
+	}
 	for {
 		syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
 	}

@@ -23,6 +23,9 @@ func Dial() (*Conn, error) {
 // Close closes the socket.
 func (c *Conn) Close() error { return c.c.Close() }
 
+// FD is the socket, for a process that shall outlive us holding it (see package linkdel).
+func (c *Conn) FD() int { return c.c.FD() }
+
 func batchMark(typ uint16) []byte {
 	// res_id is the subsystem, in network order (struct nfgenmsg).
 	return nlwire.New(typ, requestFlags, []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES}).Done()

@@ -38,6 +38,9 @@ func Dial(protocol int) (*Conn, error) {
 // Close closes the socket.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 
+// FD is the socket; it stays the connection's.
+func (c *Conn) FD() int { return c.fd }
+
 // Send sends the messages as one datagram, numbers them from the returned sequence number on, and makes the
 // send buffer fit.
 func (c *Conn) Send(msgs ...[]byte) (first uint32, err error) {

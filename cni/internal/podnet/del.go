@@ -55,14 +55,15 @@ func (n *Network) remove(rec *state.Record) error {
 
 // detach undoes attach, wherever that ended. The record goes last, and with it the knowledge of the rest.
 func (n *Network) detach(rec *state.Record) error {
-	// 1. The link, and with it every address, route and neighbour that was made for it.
-	if err := errors.Join(n.deleteLink(rec.Pod.Link), delLink.Hit()); err != nil {
+	// 1. The table: from here on the guard drops whatever the pod sends. If it has to be made again as a whole
+	// that is done below, when the record is gone.
+	small := n.nft.Commit(ruleset.DelPod(rec.Pod))
+	n.holdRules = true
+	if err := delRules.Hit(); err != nil {
 		return err
 	}
-	// 2. The table. The record must not be there any more if the whole table has to be made again, but must be
-	// there if we die before it: so it goes away between the two attempts.
-	small := n.nft.Commit(ruleset.DelPod(rec.Pod))
-	if err := delRules.Hit(); err != nil {
+	// 2. The link, and with it every address, route and neighbour that was made for it.
+	if err := errors.Join(n.deleteLink(rec.Pod.Link), delLink.Hit()); err != nil {
 		return err
 	}
 	// 3. The addresses rest from now on.
@@ -83,15 +84,20 @@ func (n *Network) detach(rec *state.Record) error {
 	return nil
 }
 
-// deleteLink deletes a link of ours. One of the same name that carries another mark is somebody else's.
+// deleteLink deletes a link of ours. One of the same name that carries another mark is somebody else's. Our
+// nf_tables socket is left to the child that the deletion needs, because closing it would wait.
 func (n *Network) deleteLink(name string) error {
 	l, found, err := n.link(name)
-	if err != nil || !found {
+	if err != nil {
 		return err
+	}
+	if !found {
+		return nil
 	}
 	if l.Alias != "" && !strings.HasPrefix(l.Alias, "berth ") {
 		n.remark("link %s is marked %q and left alone", name, l.Alias)
 		return nil
 	}
-	return linkdel.Delete(l.Index)
+	n.holdRules = false
+	return linkdel.Delete(l.Index, n.nft.FD())
 }

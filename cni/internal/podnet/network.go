@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth/cni/internal/ipam"
+	"github.com/berth-project/berth/cni/internal/linkdel"
 	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/nft"
 	"github.com/berth-project/berth/cni/internal/nlwire"
@@ -58,6 +59,8 @@ type Network struct {
 	nft   *nft.Conn
 	pools map[netip.Prefix]*ipam.Pool
 	log   io.Writer
+	// holdRules says that a transaction deleted something and no child holds the nf_tables socket yet.
+	holdRules bool
 }
 
 // Open takes the state lock and repairs what a killed process or another boot left behind. log takes remarks for
@@ -95,6 +98,9 @@ func (n *Network) Close() error {
 		errs = append(errs, n.route.Close())
 	}
 	if n.nft != nil {
+		if n.holdRules {
+			linkdel.Hold(n.nft.FD())
+		}
 		errs = append(errs, n.nft.Close())
 	}
 	return errors.Join(append(errs, n.store.Close())...)
