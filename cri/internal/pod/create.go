@@ -28,7 +28,7 @@ var (
 
 // Create prepares a container; nothing of it runs until Start. Retries join or find the first call's result, as
 // with Run.
-func (m *Manager) Create(ctx context.Context, podID string, config *cri.ContainerConfig, sandbox *cri.PodSandboxConfig) (string, error) {
+func (m *Manager) Create(ctx context.Context, podID string, config *cri.ContainerConfig) (string, error) {
 	p, err := m.Pod(podID)
 	if err != nil {
 		return "", err
@@ -36,9 +36,6 @@ func (m *Manager) Create(ctx context.Context, podID string, config *cri.Containe
 	md := config.GetMetadata()
 	if md.GetName() == "" {
 		return "", errs.InvalidArgument.Errorf("config.metadata.name must be set")
-	}
-	if sandbox == nil {
-		sandbox = p.Config
 	}
 	k := fmt.Sprintf("container %s (attempt %d) of pod %s", md.GetName(), md.GetAttempt(), p.ID)
 	return m.join(ctx, k, createLimit, func(ctx context.Context) (string, error) {

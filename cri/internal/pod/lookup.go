@@ -157,7 +157,7 @@ func device(path string, st *unix.Stat_t) (spec.Device, bool) {
 
 // stopSignal is the pod's choice, else the image's, else SIGTERM.
 func stopSignal(c *cri.ContainerConfig, image string) (unix.Signal, bool) {
-	if s := c.GetStopSignal(); s != cri.Signal_RUNTIME_DEFAULT {
+	if s := c.GetStopSignal(); s != cri.Signal_SIGNAL_RUNTIME_DEFAULT {
 		name := strings.TrimPrefix(s.String(), "SIGNAL_")
 		name = strings.ReplaceAll(strings.ReplaceAll(name, "PLUS", "+"), "MINUS", "-")
 		if sig, ok := spec.Signal(name); ok {

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/berth-project/berth/cri/internal/cgroup"
+	"github.com/berth-project/berth/cri/internal/config"
+	"github.com/berth-project/berth/cri/internal/image"
+	"github.com/berth-project/berth/cri/internal/machine"
+	"github.com/berth-project/berth/cri/internal/network"
+	"github.com/berth-project/berth/cri/internal/pod"
+	"github.com/berth-project/berth/cri/internal/server"
+	"github.com/berth-project/berth/cri/internal/shims"
+	"github.com/berth-project/berth/cri/internal/stats"
+	"github.com/berth-project/berth/cri/internal/store"
+	"github.com/berth-project/berth/cri/internal/stream"
+	v1 "github.com/berth-project/berth/proto/shim/v1"
+)
+
+// daemon is the wired program.
+type daemon struct {
+	log     *slog.Logger
+	store   *store.Store
+	images  *image.Service
+	network *network.Network
+	shims   *shims.Pool
+	pods    *pod.Manager
+	stream  *stream.Server
+	stats   *stats.Collector
+	server  *server.Server
+	debug   *debugServer
+}
+
+// build wires everything and starts nothing. What the machine lacks is said here, once.
+func build(conf config.Config, log *slog.Logger) (*daemon, error) {
+	facts, err := machine.Probe()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range facts.Missing {
+		log.Warn("this machine lacks", "what", m)
+	}
+	for _, dir := range []string{conf.Root, conf.State} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // containers in user namespaces walk through
+			return nil, err
+		}
+		if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // as above
+			return nil, err
+		}
+	}
+	d := &daemon{log: log}
+	if d.store, err = store.Open(filepath.Join(conf.Root, "records"), log); err != nil {
+		return nil, err
+	}
+	groups, err := cgroup.Detect()
+	if err != nil {
+		return nil, errors.Join(err, d.store.Close())
+	}
+	if err := d.assemble(conf, facts, groups); err != nil {
+		return nil, errors.Join(err, d.store.Close())
+	}
+	return d, nil
+}
+
+func (d *daemon) assemble(conf config.Config, facts machine.Facts, groups *cgroup.Layout) error {
+	var err error
+	d.images, err = image.Open(image.Config{
+		Root: filepath.Join(conf.Root, "images"), HostsDir: conf.Image.HostsDir, PreloadDir: conf.Image.PreloadDir,
+		Pinned: conf.Image.Pinned, MaxConcurrentDownloads: conf.Image.MaxDownloads, StallTimeout: conf.Image.StallTimeout,
+		MinThroughput: conf.Image.MinThroughput, UserAgent: "berth-cri/" + version,
+	}, d.log)
+	if err != nil {
+		return err
+	}
+	d.network = network.New(network.Config{
+		ConfDir: conf.Network.ConfDir, BinDirs: conf.Network.BinDirs, CacheDir: conf.Network.CacheDir, NetnsDir: "/run/netns",
+	}, d.log)
+	d.debug = newDebugServer(conf.DebugSocket)
+	oci, handlers := handlers(conf)
+	d.pods = pod.New(pod.Config{
+		Root: conf.Root, State: conf.State, OCI: oci, Cgroups: groups, DefaultPod: filepath.Join(conf.Cgroup.Own, "pods"),
+		Features: pod.Features{BootID: facts.BootID, LastCap: facts.LastCap, AppArmor: facts.AppArmor, SELinux: facts.SELinux},
+		Log:      d.log, Timeline: d.debug.phase,
+	}, d.store, d.images, d.network)
+	binary, err := shimBinary(conf.Shim.Binary)
+	if err != nil {
+		return err
+	}
+	d.shims = shims.New(shims.Config{
+		Binary: binary, Dir: filepath.Join(conf.State, "shims"), PodsPer: conf.Shim.PodsPer, Cgroups: groups, Group: conf.Cgroup.Own,
+	}, d.log, d.pods.SupervisorExited, func(o v1.OOM) { d.log.Warn("out of memory", "container", o.Container) })
+	d.pods.SetShims(d.shims)
+	if d.stream, err = stream.New(conf.Stream.Address, d.pods); err != nil {
+		return err
+	}
+	d.stats = stats.New(d.pods, groups, conf.Root, d.log)
+	d.server = server.New(d.pods, d.images, d.network, d.stream, d.stats, server.Info{
+		Name: "berth", Version: version, Handlers: handlers, Userns: facts.IDMapped, RRO: facts.RecursiveReadOnly,
+	})
+	return nil
+}
+
+func handlers(conf config.Config) (map[string]pod.OCIRuntime, []string) {
+	oci, names := map[string]pod.OCIRuntime{}, []string{}
+	for name, r := range conf.Runtime {
+		oci[name] = pod.OCIRuntime{Binary: r.Binary, Args: r.Args}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return oci, names
+}
+
+// shimBinary is the configured path, or the berth-shim beside this program.
+func shimBinary(path string) (string, error) {
+	if path == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return "", err
+		}
+		path = filepath.Join(filepath.Dir(self), "berth-shim")
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("berth-shim: %w: install it there, or set shim.binary", err)
+	}
+	return path, nil
+}
+
+// apply takes over what may change without a restart.
+func (d *daemon) apply(conf config.Config) {
+	d.images.SetPolicy(conf.Image.Pinned, conf.Image.HostsDir)
+}
+
+// close ends what build made. Containers and their supervisors go on.
+func (d *daemon) close() {
+	d.shims.Close()
+	d.pods.Close()
+	if err := d.store.Close(); err != nil {
+		d.log.Error("store", "error", err)
+	}
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/pprof"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/berth-project/berth/cri/internal/pod"
+	"github.com/berth-project/berth/proto/rpc"
+)
+
+// timelines is of how many pods the phases are remembered.
+const timelines = 256
+
+// debugServer serves Prometheus metrics, pprof and pod timelines on a Unix socket of root's.
+type debugServer struct {
+	socket string
+	start  time.Time
+
+	mu     sync.Mutex
+	calls  map[call]*tally
+	phases map[string][]pod.Phase
+	order  []string // pods in phases, oldest first
+}
+
+type call struct {
+	method string
+	code   codes.Code
+}
+
+type tally struct {
+	count   uint64
+	seconds float64
+}
+
+func newDebugServer(socket string) *debugServer {
+	return &debugServer{socket: socket, start: time.Now(), calls: map[call]*tally{}, phases: map[string][]pod.Phase{}}
+}
+
+func (d *debugServer) observe(method string, code codes.Code, took time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.calls[call{method, code}]
+	if t == nil {
+		t = &tally{}
+		d.calls[call{method, code}] = t
+	}
+	t.count++
+	t.seconds += took.Seconds()
+}
+
+func (d *debugServer) phase(id string, p pod.Phase) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, known := d.phases[id]; !known {
+		d.order = append(d.order, id)
+		if len(d.order) > timelines {
+			delete(d.phases, d.order[0])
+			d.order = d.order[1:]
+		}
+	}
+	d.phases[id] = append(d.phases[id], p)
+}
+
+// run serves until ctx ends; without a socket it only waits.
+func (d *debugServer) run(ctx context.Context) error {
+	if d.socket == "" {
+		<-ctx.Done()
+		return nil
+	}
+	l, err := rpc.Listen(d.socket)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", d.metrics)
+	mux.HandleFunc("GET /timeline", d.timeline)
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }() //nolint:gocritic // waited for below
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		err := srv.Close()
+		if serr := <-done; !errors.Is(serr, http.ErrServerClosed) {
+			err = errors.Join(err, serr)
+		}
+		return err
+	}
+}
+
+// metrics is the Prometheus text format, version 0.0.4.
+func (d *debugServer) metrics(w http.ResponseWriter, _ *http.Request) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	keys := slices.SortedFunc(maps.Keys(d.calls), func(a, b call) int {
+		if a.method != b.method {
+			if a.method < b.method {
+				return -1
+			}
+			return 1
+		}
+		return int(a.code) - int(b.code)
+	})
+	fmt.Fprintln(w, "# HELP berth_cri_calls_total CRI calls by method and gRPC code.\n# TYPE berth_cri_calls_total counter")
+	for _, k := range keys {
+		fmt.Fprintf(w, "berth_cri_calls_total{method=%q,code=%q} %d\n", k.method, k.code, d.calls[k].count)
+	}
+	fmt.Fprintln(w, "# HELP berth_cri_call_seconds_total Time spent in CRI calls.\n# TYPE berth_cri_call_seconds_total counter")
+	for _, k := range keys {
+		fmt.Fprintf(w, "berth_cri_call_seconds_total{method=%q,code=%q} %g\n", k.method, k.code, d.calls[k].seconds)
+	}
+	fmt.Fprintf(w, "# HELP berth_cri_start_time_seconds When the daemon started.\n# TYPE berth_cri_start_time_seconds gauge\nberth_cri_start_time_seconds %d\n", d.start.Unix())
+}
+
+// timeline is the phases of recent pods' starts, by pod id, as JSON.
+func (d *debugServer) timeline(w http.ResponseWriter, _ *http.Request) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(d.phases) // the client is gone
+}

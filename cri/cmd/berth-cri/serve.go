@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-project/berth/cri/internal/config"
+	"github.com/berth-project/berth/cri/internal/server"
+	"github.com/berth-project/berth/internal/failpoint"
+	"github.com/berth-project/berth/proto/rpc"
+)
+
+// callDeadline is for calls that come without one; the kubelet always sets its own.
+const callDeadline = 10 * time.Minute
+
+// serve runs the daemon until ctx ends. Containers go on after it.
+func serve(ctx context.Context, path string) error {
+	conf, err := load(path)
+	if err != nil {
+		return err
+	}
+	level := new(slog.LevelVar)
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	setLevel(level, conf.LogLevel)
+	tuneMemory()
+	if err := failpoint.Load(filepath.Join(conf.State, "failpoints")); err != nil {
+		return err
+	}
+	d, err := build(conf, log)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	l, err := rpc.Listen(conf.Socket)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := d.pods.Recover(ctx); err != nil {
+		return errors.Join(fmt.Errorf("recovery: %w", err), l.Close())
+	}
+	log.Info("recovered", "pods", len(d.pods.Pods()), "containers", len(d.pods.Containers()), "took", time.Since(start))
+	return d.run(ctx, l, &reloader{path: path, level: level, log: log, apply: d.apply})
+}
+
+func load(path string) (config.Config, error) {
+	if path == "" {
+		return config.Parse(nil)
+	}
+	return config.Load(path)
+}
+
+func setLevel(v *slog.LevelVar, name string) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(name)); err == nil { // validated
+		v.Set(l)
+	}
+}
+
+// tuneMemory trades a little CPU for a smaller heap: the daemon is idle most of its life.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+}
+
+// run serves until ctx ends or a part fails, then stops all parts and waits for them.
+func (d *daemon) run(ctx context.Context, l net.Listener, reload *reloader) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	part := func(name string, run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	part("store", d.store.Run)
+	part("images", d.images.Run)
+	part("network", d.network.Run)
+	part("streaming", d.stream.Run)
+	part("stats", d.stats.Run)
+	part("configuration", reload.run)
+	part("debug", d.debug.run)
+	g := grpc.NewServer(rpc.NewEdge(d.log, callDeadline, server.Endless(), d.debug.observe).Options()...)
+	cri.RegisterRuntimeServiceServer(g, d.server)
+	cri.RegisterImageServiceServer(g, d.server)
+	part("grpc", func(context.Context) error { return g.Serve(l) })
+	d.log.Info("serving", "socket", l.Addr().String(), "streaming", d.stream.Address(), "version", version)
+	notify("READY=1")
+	<-ctx.Done()
+	notify("STOPPING=1")
+	stopped := make(chan struct{})
+	go func() { g.GracefulStop(); close(stopped) }() //nolint:gocritic // waited for
+	select {
+	case <-stopped:
+	case <-time.After(3 * time.Second):
+		g.Stop()
+		<-stopped
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// notify tells systemd (sd_notify(3)); without it there is nobody to tell.
+func notify(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	_, _ = c.Write([]byte(state)) // systemd's own timeout notices a lost word
+	_ = c.Close()
+}

@@ -1,0 +1,209 @@
+// Package stats measures pods and containers: cgroup files, a network namespace's counters, a writable layer's
+// size. It reads only, and never a tree of files inside a request: sizes come from a background sampler.
+package stats
+
+import (
+	"context"
+	"io/fs"
+	"log/slog"
+	"math"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-project/berth/cri/internal/cgroup"
+	"github.com/berth-project/berth/cri/internal/pod"
+)
+
+const (
+	// cpuWindow is the least distance of two readings that give a rate.
+	cpuWindow = time.Second
+	// sampleEvery is how often rates and layer sizes are refreshed in the background.
+	sampleEvery = 10 * time.Second
+)
+
+// Collector measures. Make it with New; Run keeps rates and sizes fresh.
+type Collector struct {
+	pods   *pod.Manager
+	groups *cgroup.Layout
+	fsID   string
+	log    *slog.Logger
+
+	mu    sync.Mutex
+	rates map[string]rate
+	sizes map[string]size
+}
+
+type rate struct {
+	usage uint64
+	at    time.Time
+	cores uint64 // nanocores
+}
+
+type size struct {
+	bytes, inodes uint64
+	at            time.Time
+}
+
+// New makes a collector; fsID is the mount point that writable layers are on.
+func New(pods *pod.Manager, groups *cgroup.Layout, fsID string, log *slog.Logger) *Collector {
+	return &Collector{pods: pods, groups: groups, fsID: fsID, log: log, rates: map[string]rate{}, sizes: map[string]size{}}
+}
+
+// Run samples until ctx ends.
+func (c *Collector) Run(ctx context.Context) error {
+	t := time.NewTicker(sampleEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			c.sample(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (c *Collector) sample(ctx context.Context) {
+	live := map[string]bool{}
+	for _, ct := range c.pods.Containers() {
+		live[ct.ID] = true
+		if ct.State().CRI() != cri.ContainerState_CONTAINER_RUNNING || ctx.Err() != nil {
+			continue
+		}
+		if g, err := c.pods.Group(ct); err == nil {
+			if s, err := c.groups.Read(g); err == nil {
+				c.nanoCores(ct.ID, s.CPUUsage, time.Now())
+			}
+		}
+		c.measure(ct.ID)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range c.sizes {
+		if !live[id] {
+			delete(c.sizes, id)
+		}
+	}
+	for id := range c.rates {
+		if !live[id] && c.rates[id].at.Before(time.Now().Add(-time.Hour)) {
+			delete(c.rates, id)
+		}
+	}
+}
+
+// measure walks a writable layer, which holds only what its container wrote.
+func (c *Collector) measure(id string) size {
+	var s size
+	seen := map[uint64]bool{}
+	_ = filepath.WalkDir(c.pods.WritableLayer(id), func(_ string, d fs.DirEntry, err error) error { // what vanishes does not count
+		if err != nil {
+			return nil //nolint:nilerr // as above
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return nil //nolint:nilerr // as above
+		}
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok && !seen[st.Ino] {
+			seen[st.Ino] = true
+			s.bytes += uint64(st.Blocks) * 512 //nolint:gosec // not negative
+			s.inodes++
+		}
+		return nil
+	})
+	s.at = time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sizes[id] = s
+	return s
+}
+
+func (c *Collector) layer(id string) size {
+	c.mu.Lock()
+	s, ok := c.sizes[id]
+	c.mu.Unlock()
+	if ok {
+		return s
+	}
+	return c.measure(id) // once, for a container that no sample has met yet
+}
+
+// nanoCores is the rate since an earlier reading, at least cpuWindow ago.
+func (c *Collector) nanoCores(id string, usage uint64, now time.Time) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, ok := c.rates[id]
+	since := now.Sub(r.at)
+	if ok && since < cpuWindow {
+		return r.cores
+	}
+	cores := uint64(0)
+	if ok && usage >= r.usage {
+		cores = uint64(float64(usage-r.usage) / since.Seconds())
+	}
+	c.rates[id] = rate{usage: usage, at: now, cores: cores}
+	return cores
+}
+
+func value(n uint64) *cri.UInt64Value { return &cri.UInt64Value{Value: n} }
+
+func limited(limit, used uint64) *cri.UInt64Value {
+	if limit == math.MaxUint64 || limit < used {
+		return value(0)
+	}
+	return value(limit - used)
+}
+
+func psi(p cgroup.Pressure) *cri.PsiStats {
+	one := func(s cgroup.Stall) *cri.PsiData {
+		return &cri.PsiData{Total: s.Total * 1000, Avg10: s.Avg10, Avg60: s.Avg60, Avg300: s.Avg300}
+	}
+	return &cri.PsiStats{Full: one(p.Full), Some: one(p.Some)}
+}
+
+func (c *Collector) cpu(id string, s cgroup.Stats, now time.Time) *cri.CpuUsage {
+	return &cri.CpuUsage{
+		Timestamp: now.UnixNano(), UsageCoreNanoSeconds: value(s.CPUUsage), UsageNanoCores: value(c.nanoCores(id, s.CPUUsage, now)), Psi: psi(s.CPU),
+	}
+}
+
+func memory(s cgroup.Stats, now time.Time) *cri.MemoryUsage {
+	return &cri.MemoryUsage{
+		Timestamp: now.UnixNano(), WorkingSetBytes: value(s.WorkingSet()), AvailableBytes: limited(s.MemoryLimit, s.WorkingSet()),
+		UsageBytes: value(s.MemoryUsage), RssBytes: value(s.RSS), PageFaults: value(s.PageFaults),
+		MajorPageFaults: value(s.MajorFaults), Psi: psi(s.Memory),
+	}
+}
+
+// Container measures one container. One that does not run has only its attributes and its layer.
+func (c *Collector) Container(ct *pod.Container) (*cri.ContainerStats, error) {
+	now := time.Now()
+	out := &cri.ContainerStats{
+		Attributes: &cri.ContainerAttributes{
+			Id: ct.ID, Metadata: ct.Config.GetMetadata(), Labels: ct.Config.GetLabels(), Annotations: ct.Config.GetAnnotations(),
+		},
+	}
+	sz := c.layer(ct.ID)
+	out.WritableLayer = &cri.FilesystemUsage{
+		Timestamp: sz.at.UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: c.fsID},
+		UsedBytes: value(sz.bytes), InodesUsed: value(sz.inodes),
+	}
+	if ct.State().CRI() != cri.ContainerState_CONTAINER_RUNNING {
+		return out, nil
+	}
+	g, err := c.pods.Group(ct)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.groups.Read(g)
+	if err != nil {
+		return nil, err
+	}
+	out.Cpu, out.Memory = c.cpu(ct.ID, s, now), memory(s, now)
+	out.Io = &cri.IoUsage{Timestamp: now.UnixNano(), Psi: psi(s.IO)}
+	out.Swap = &cri.SwapUsage{Timestamp: now.UnixNano(), SwapUsageBytes: value(s.SwapUsage), SwapAvailableBytes: limited(s.SwapLimit, s.SwapUsage)}
+	return out, nil
+}
