@@ -117,6 +117,7 @@ func Open(root string, parallel int, log *slog.Logger) (*Store, error) {
 	if s.session, err = os.MkdirTemp(filepath.Join(root, tmpDir), strconv.Itoa(os.Getpid())+"-*"); err != nil {
 		return nil, err
 	}
+	spread(s.session)
 	if s.sync, err = newSyncer(root); err != nil {
 		return nil, err
 	}
@@ -316,6 +317,11 @@ func (s *Store) allCommitted(ids []string) bool {
 		}
 	}
 	return true
+}
+
+// TempDir makes a directory on the store's file system for the caller to remove; if the process dies, Sweep does.
+func (s *Store) TempDir(prefix string) (string, error) {
+	return os.MkdirTemp(s.session, prefix+"-*")
 }
 
 // Root is where the store is.

@@ -39,7 +39,7 @@ type Blob struct {
 func Unpack(ctx context.Context, dir *os.File, body io.Reader, b Blob, limits Limits) (*Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	packed := startStage(ctx, func() (io.Reader, func(), error) { return body, func() {}, nil }, sha256.New())
-	plain := startStage(ctx, func() (io.Reader, func(), error) { return decompress(packed) }, nil)
+	plain := startStage(ctx, func() (io.Reader, func(), error) { return Decompress(packed) }, nil)
 	defer func() {
 		cancel()
 		plain.wait()
@@ -114,9 +114,9 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// decompress recognises a stream by its magic number, as every peer does: media types lie. What follows the last
-// gzip member is dropped, as gzip(1) does; the digests cover it anyway.
-func decompress(r io.Reader) (io.Reader, func(), error) {
+// Decompress recognises a stream by its magic number, as every peer does: media types lie. What follows the last
+// gzip member is dropped, as gzip(1) does; the digests cover it anyway. The function must be called at the end.
+func Decompress(r io.Reader) (io.Reader, func(), error) {
 	br := bufio.NewReaderSize(r, 128<<10)
 	magic, err := br.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {
