@@ -29,7 +29,7 @@ type Config struct {
 	// IPMasq gives traffic that leaves all pools the node's address. Default: true.
 	IPMasq *bool `json:"ipMasq"`
 	// MasqueradeExclude are destinations outside the pools that see the pod's own address all the same.
-	MasqueradeExclude []netip.Prefix `json:"masqueradeExclude"`
+	MasqueradeExclude Prefixes `json:"masqueradeExclude"`
 	// MTU of the pod's interface in bytes. Default: that of the device of the node's default route.
 	MTU int `json:"mtu"`
 	// StateDir holds records and pools. It must not survive a reboot to be useful, but may.
@@ -65,7 +65,61 @@ type Range struct {
 	// berth reach everything through 169.254.1.1 and fe80::1.)
 	Gateway netip.Addr `json:"gateway"`
 	// Exclude are further addresses that are never given to a pod.
-	Exclude []netip.Prefix `json:"exclude"`
+	Exclude Prefixes `json:"exclude"`
+}
+
+// Prefixes is a list of networks.
+type Prefixes []netip.Prefix
+
+// UnmarshalJSON reads the list and names the entry that is none.
+func (p *Prefixes) UnmarshalJSON(b []byte) error {
+	var list []string
+	if err := json.Unmarshal(b, &list); err != nil {
+		return err
+	}
+	*p = nil
+	for i, s := range list {
+		one, err := netip.ParsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); err != nil && aerr == nil {
+			one, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil {
+			return spec.Errorf(spec.CodeConfig, "entry %d of the list, %q, is not a network such as 10.0.0.0/8", i, s)
+		}
+		*p = append(*p, one)
+	}
+	return nil
+}
+
+// UnmarshalJSON reads a range and names the key whose value is no address.
+func (r *Range) UnmarshalJSON(b []byte) error {
+	var raw struct {
+		Subnet     string   `json:"subnet"`
+		RangeStart string   `json:"rangeStart"`
+		RangeEnd   string   `json:"rangeEnd"`
+		Gateway    string   `json:"gateway"`
+		Exclude    Prefixes `json:"exclude"`
+	}
+	if err := json.Unmarshal(b, &raw); err != nil {
+		return err
+	}
+	subnet, err := netip.ParsePrefix(raw.Subnet)
+	if err != nil {
+		return spec.Errorf(spec.CodeConfig, "ranges: subnet %q is not a network such as 10.88.0.0/16", raw.Subnet)
+	}
+	*r = Range{Subnet: subnet, Exclude: raw.Exclude}
+	for _, f := range []struct {
+		key, value string
+		to         *netip.Addr
+	}{{"rangeStart", raw.RangeStart, &r.RangeStart}, {"rangeEnd", raw.RangeEnd, &r.RangeEnd}, {"gateway", raw.Gateway, &r.Gateway}} {
+		if f.value == "" {
+			continue
+		}
+		if *f.to, err = netip.ParseAddr(f.value); err != nil || f.to.Zone() != "" {
+			return spec.Errorf(spec.CodeConfig, "ranges: %s %q is not an address", f.key, f.value)
+		}
+	}
+	return nil
 }
 
 // Attachment is one entry of the GC verb's list.
@@ -133,6 +187,10 @@ func Parse(stdin []byte) (*Config, error) {
 }
 
 func decodeError(err error) error {
+	var coded *spec.Error
+	if errors.As(err, &coded) {
+		return err
+	}
 	var te *json.UnmarshalTypeError
 	if errors.As(err, &te) {
 		return spec.Errorf(spec.CodeDecode, "network configuration: key %q holds a %s, want %s", te.Field, te.Value, te.Type)

@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth/cni/internal/spec"
@@ -146,7 +148,8 @@ func unknownKeys(stdin []byte) error {
 
 func unknown(prefix string, got map[string]json.RawMessage, known []string) (bad []error) {
 next:
-	for key, v := range got {
+	for _, key := range slices.Sorted(maps.Keys(got)) {
+		v := got[key]
 		if strings.Contains(key, "/") {
 			continue
 		}

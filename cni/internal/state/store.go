@@ -43,10 +43,8 @@ type Store struct {
 // Open takes the lock, waiting up to patience, and reads the header. It fails with Unavailable when somebody
 // else holds the lock for that long.
 func Open(dir, bootID string, patience time.Duration) (*Store, error) {
-	for _, d := range []string{"attachments", "networks", "pools"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, fmt.Errorf("state directory: %w", err)
-		}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -60,7 +58,21 @@ func Open(dir, bootID string, patience time.Duration) (*Store, error) {
 	b := make([]byte, 128)
 	n, _ := f.ReadAt(b, 0)
 	s.header = string(b[:n])
+	if !s.Fresh() {
+		if err := s.makeDirs(); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
 	return s, nil
+}
+
+func (s *Store) makeDirs() error {
+	for _, d := range []string{"attachments", "networks", "pools"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
+			return fmt.Errorf("state directory: %w", err)
+		}
+	}
+	return nil
 }
 
 // flock waits in the kernel's queue, which is fair and costs nothing; the waiting thread is given up with the
@@ -120,11 +132,8 @@ func (s *Store) Wipe() error {
 		if err := os.RemoveAll(filepath.Join(s.dir, d)); err != nil {
 			return err
 		}
-		if err := os.Mkdir(filepath.Join(s.dir, d), 0o700); err != nil {
-			return err
-		}
 	}
-	return nil
+	return s.makeDirs()
 }
 
 // Pools is the directory of pool files.

@@ -1,0 +1,290 @@
+package test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// build compiles the plugin once for all tests.
+var build = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "berth-cni-test")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "berth-cni")
+	cmd := exec.Command("go", "build", "-o", bin, "github.com/berth-project/berth/cni/cmd/berth-cni")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return bin, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if bin, err := build(); err == nil {
+		_ = os.RemoveAll(filepath.Dir(bin))
+	}
+	os.Exit(code)
+}
+
+// ns is a network namespace that lives as long as its descriptor.
+type ns struct{ f *os.File }
+
+func newNS(t testing.TB) *ns {
+	t.Helper()
+	ch := make(chan *os.File)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+			close(ch)
+			return
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			t.Error(err)
+		}
+		ch <- f
+	}()
+	f := <-ch
+	if f == nil {
+		t.FailNow()
+	}
+	n := &ns{f}
+	t.Cleanup(func() { _ = f.Close() })
+	return n
+}
+
+func (n *ns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.f.Fd()) }
+
+// do runs fn on a thread in the namespace; the thread is thrown away.
+func (n *ns) do(fn func() error) error {
+	ch := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(n.f.Fd()), unix.CLONE_NEWNET); err != nil {
+			ch <- err
+			return
+		}
+		ch <- fn()
+	}()
+	return <-ch
+}
+
+// sh runs one command (no shell) in the namespace.
+func (n *ns) sh(t testing.TB, line string) string {
+	t.Helper()
+	var out []byte
+	err := n.do(func() (err error) {
+		args := strings.Fields(line)
+		out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s: %v: %s", line, err, out)
+	}
+	return string(out)
+}
+
+// node is a machine: its namespace, a client outside, and the plugin's state.
+type node struct {
+	*ns
+	outside *ns
+	state   string
+	bin     string
+}
+
+const (
+	nodeIP4, outIP4 = "192.0.2.1", "192.0.2.2"
+	nodeIP6, outIP6 = "2001:db8::1", "2001:db8::2"
+)
+
+// newNode makes a node and, at the end, checks that nothing was left in it.
+func newNode(t testing.TB) *node {
+	t.Helper()
+	bin, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{ns: newNS(t), outside: newNS(t), state: filepath.Join(t.TempDir(), "state"), bin: bin}
+	n.sh(t, fmt.Sprintf("ip link add up0 type veth peer name up0 netns %s", n.outside.path()))
+	for _, e := range []struct {
+		ns     *ns
+		v4, v6 string
+	}{{n.ns, nodeIP4, nodeIP6}, {n.outside, outIP4, outIP6}} {
+		// Otherwise neighbour discovery waits a second for up0's own link-local address.
+		if err := e.ns.do(func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/up0/accept_dad", []byte("0"), 0) }); err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range []string{"ip link set lo up", "ip addr add " + e.v4 + "/24 dev up0", "ip addr add " + e.v6 + "/64 dev up0 nodad", "ip link set up0 up"} {
+			e.ns.sh(t, line)
+		}
+	}
+	n.sh(t, "ip route add default via "+outIP4)
+	n.sh(t, "ip -6 route add default via "+outIP6)
+	before := n.census(t)
+	t.Cleanup(func() {
+		if after := n.census(t); !t.Failed() && after != before {
+			t.Errorf("leak: before\n%s\nafter\n%s", before, after)
+		}
+	})
+	return n
+}
+
+// census lists everything that an attachment could leave behind. The empty table and the pools stay.
+func (n *node) census(t testing.TB) string {
+	var lines []string
+	for _, l := range strings.Split(n.sh(t, "ip -o link")+n.sh(t, "ip -o route")+n.sh(t, "ip -o -6 route")+n.sh(t, "ip -o neigh show nud permanent"), "\n") {
+		if strings.Contains(l, "bth") {
+			lines = append(lines, l)
+		}
+	}
+	for _, l := range strings.Split(n.sh(t, "nft list ruleset"), "\n") {
+		if strings.Contains(l, "\"bth0") || (strings.Contains(l, "elements = { 10.") || strings.Contains(l, "elements = { fd")) && !strings.Contains(l, "/") {
+			lines = append(lines, l)
+		}
+	}
+	files, _ := filepath.Glob(filepath.Join(n.state, "attachments", "*"))
+	lines = append(lines, files...)
+	hidden, _ := filepath.Glob(filepath.Join(n.state, "*", ".tmp*"))
+	lines = append(lines, hidden...)
+	sort.Strings(lines)
+	return strings.Join(lines, "\n")
+}
+
+// call is one start of the plugin.
+type call struct {
+	verb, id, ifname, netns, args, conf string
+	env                                 []string
+	bin                                 string
+}
+
+// fault is the error JSON.
+type fault struct {
+	CNIVersion string `json:"cniVersion"`
+	Code       int    `json:"code"`
+	Msg        string `json:"msg"`
+	Details    string `json:"details"`
+}
+
+func (f *fault) Error() string { return fmt.Sprintf("code %d: %s %s", f.Code, f.Msg, f.Details) }
+
+var errKilled = errors.New("killed")
+
+// run executes the plugin in the node's namespace.
+func (n *node) run(c call) (out []byte, err error) {
+	if c.ifname == "" {
+		c.ifname = "eth0"
+	}
+	bin := n.bin
+	if c.bin != "" {
+		bin = c.bin
+	}
+	cmd := exec.Command(bin)
+	cmd.Env = append([]string{"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + c.id, "CNI_IFNAME=" + c.ifname,
+		"CNI_NETNS=" + c.netns, "CNI_ARGS=" + c.args, "PATH=" + os.Getenv("PATH")}, c.env...)
+	cmd.Stdin = strings.NewReader(c.conf)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err = n.do(cmd.Run)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if ws, ok := exit.Sys().(interface{ Signaled() bool }); ok && ws.Signaled() {
+			return nil, errKilled
+		}
+		f := &fault{}
+		if jerr := json.Unmarshal(stdout.Bytes(), f); jerr != nil {
+			return nil, fmt.Errorf("%w: %s %s", err, stdout.String(), stderr.String())
+		}
+		return stdout.Bytes(), f
+	}
+	return stdout.Bytes(), err
+}
+
+// conf is a configuration with the node's state directory; extra is JSON members with a leading comma.
+func (n *node) conf(version, extra string) string {
+	return fmt.Sprintf(`{"cniVersion":%q,"name":"podnet","type":"berth","stateDir":%q%s}`, version, n.state, extra)
+}
+
+const dual = `,"ranges":[{"subnet":"10.99.0.0/24"},{"subnet":"fd99::/64"}]`
+
+// result is a 1.x result.
+type result struct {
+	CNIVersion string `json:"cniVersion"`
+	Interfaces []struct{ Name, Mac, Sandbox string }
+	IPs        []struct{ Address, Gateway string } `json:"ips"`
+}
+
+// pod is an attached namespace.
+type pod struct {
+	*ns
+	id     string
+	conf   string
+	node   *node
+	v4, v6 string
+	host   string
+}
+
+func ip(s string) string { a, _, _ := strings.Cut(s, "/"); return a }
+
+func (n *node) tryAdd(p *ns, id, conf, args string) (*pod, error) {
+	out, err := n.run(call{verb: "ADD", id: id, netns: p.path(), conf: conf, args: args})
+	if err != nil {
+		return nil, err
+	}
+	var r result
+	if err := json.Unmarshal(out, &r); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	pd := &pod{ns: p, id: id, conf: conf, node: n, host: r.Interfaces[0].Name}
+	for _, a := range r.IPs {
+		if strings.Contains(a.Address, ":") {
+			pd.v6 = ip(a.Address)
+		} else {
+			pd.v4 = ip(a.Address)
+		}
+	}
+	return pd, nil
+}
+
+// addPod attaches a new namespace and takes it off at the end.
+func (n *node) addPod(t testing.TB, id, extra string) *pod {
+	t.Helper()
+	p, err := n.tryAdd(newNS(t), id, n.conf("1.1.0", extra), "")
+	if err != nil {
+		t.Fatalf("ADD %s: %v", id, err)
+	}
+	t.Cleanup(func() { p.del(t) })
+	return p
+}
+
+func (p *pod) del(t testing.TB) {
+	t.Helper()
+	if _, err := p.node.run(call{verb: "DEL", id: p.id, netns: p.path(), conf: p.conf}); err != nil {
+		t.Errorf("DEL %s: %v", p.id, err)
+	}
+}
+
+func code(err error) int {
+	var f *fault
+	if errors.As(err, &f) {
+		return f.Code
+	}
+	if err != nil {
+		return -1
+	}
+	return 0
+}
