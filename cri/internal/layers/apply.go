@@ -47,6 +47,7 @@ type applier struct {
 
 	dirs      map[string]*dirState // by path in the layer, without symlinks
 	deferred  map[string]string    // Links by name
+	whiteouts []string
 	names     int64
 	written   int64 // unlike result.Bytes never goes down
 	entries   int64
@@ -180,6 +181,9 @@ func cleanName(name string) (string, error) {
 // finish sets directory times, which every later entry changed, and collects what is left open.
 func (a *applier) finish() error {
 	a.dropParent()
+	if err := a.dropIdle(); err != nil {
+		return err
+	}
 	for p, d := range a.dirs {
 		fd, err := openBeneath(a.root, p, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		if err != nil {
@@ -202,6 +206,53 @@ func (a *applier) finish() error {
 	}
 	a.result.sort()
 	return nil
+}
+
+// dropIdle removes whiteouts below opaque directories. They hide nothing there, and overlayfs lists those of a
+// directory that it does not merge, as names that cannot be looked up.
+func (a *applier) dropIdle() error {
+	opaque := map[string]bool{}
+	for _, w := range a.whiteouts {
+		dir := parentDir(w)
+		known, ok := opaque[dir]
+		if !ok {
+			known = belowOpaque(a.root, dir)
+			opaque[dir] = known
+		}
+		if !known {
+			continue
+		}
+		fd, err := openBeneath(a.root, dir, opathDir)
+		if err != nil {
+			continue // the directory was replaced, and the whiteout with it
+		}
+		var st unix.Stat_t
+		if fstatat(fd, path.Base(w), &st) == nil && isWhiteout(&st) {
+			err = unix.Unlinkat(fd, path.Base(w), 0)
+			a.result.Inodes--
+		}
+		_ = unix.Close(fd) //nolint:errcheck // O_PATH
+		if err != nil {
+			return os.NewSyscallError("unlinkat", err)
+		}
+	}
+	return nil
+}
+
+// belowOpaque tells whether dir or a directory above it is opaque.
+func belowOpaque(root int, dir string) bool {
+	for _, q := range prefixes(dir) {
+		fd, err := openBeneath(root, q, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		if err != nil {
+			return false // replaced by a later entry
+		}
+		opaque := isOpaque(fd)
+		_ = unix.Close(fd) //nolint:errcheck // read only
+		if opaque {
+			return true
+		}
+	}
+	return false
 }
 
 // remember charges a path that stays in memory until the end.

@@ -333,7 +333,9 @@ func (a *applier) hide(p parent, rest string) error {
 	err := unix.Mknodat(p.fd, rest, unix.S_IFCHR, 0)
 	if err == nil {
 		a.result.Inodes++
-		return nil
+		name := path.Join(p.path, rest)
+		a.whiteouts = append(a.whiteouts, name)
+		return a.remember(name)
 	}
 	if !errors.Is(err, unix.EEXIST) {
 		return os.NewSyscallError("mknodat", err)
