@@ -122,14 +122,14 @@ func newNode(t testing.TB) *node {
 	n := &node{ns: newNS(t), outside: newNS(t), state: filepath.Join(t.TempDir(), "state"), bin: bin}
 	n.sh(t, fmt.Sprintf("ip link add up0 type veth peer name up0 netns %s", n.outside.path()))
 	for _, e := range []struct {
-		ns     *ns
-		v4, v6 string
-	}{{n.ns, nodeIP4, nodeIP6}, {n.outside, outIP4, outIP6}} {
-		// Otherwise neighbour discovery waits a second for up0's own link-local address.
-		if err := e.ns.do(func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/up0/accept_dad", []byte("0"), 0) }); err != nil {
-			t.Fatal(err)
-		}
-		for _, line := range []string{"ip link set lo up", "ip addr add " + e.v4 + "/24 dev up0", "ip addr add " + e.v6 + "/64 dev up0 nodad", "ip link set up0 up"} {
+		ns                    *ns
+		v4, v6, mac, peer, to string
+	}{{n.ns, nodeIP4, nodeIP6, "02:00:00:00:01:01", "02:00:00:00:01:02", outIP6},
+		{n.outside, outIP4, outIP6, "02:00:00:00:01:02", "02:00:00:00:01:01", nodeIP6}} {
+		for _, line := range []string{"ip link set lo up", "ip addr add " + e.v4 + "/24 dev up0", "ip addr add " + e.v6 + "/64 dev up0 nodad",
+			"ip link set up0 address " + e.mac, "ip link set up0 up",
+			// For a second after a link came up the kernel leaves the first neighbour solicitation unanswered.
+			"ip neigh add " + e.to + " lladdr " + e.peer + " dev up0"} {
 			e.ns.sh(t, line)
 		}
 	}
