@@ -115,7 +115,7 @@ func (n *Network) openLocalnet(rec *state.Record, index int32) bool {
 	if !onLocalhost(rec) {
 		return false
 	}
-	if err := loguard.Attach(index); err != nil {
+	if err := n.route.Do(loguard.Ops(index)); err != nil {
 		n.remark("host ports of container %s are not served on 127.0.0.1: %v", rec.ContainerID, err)
 		return false
 	}
