@@ -47,6 +47,10 @@ const (
 const (
 	EventExited = "Exited" // Exited
 	EventOOM    = "OOM"    // OOM
+	// EventStdinClosed (StdinClosed) says that the shim has closed its end of a container's standard input, because
+	// the first attached input of a StdinOnce container has ended. The container sees the end of file when the
+	// daemon has closed its duplicate (HandleStdin) too.
+	EventStdinClosed = "StdinClosed"
 )
 
 // Hello opens a connection. The reply lists all the shim has, so that a daemon which reconnects misses no event:
@@ -275,6 +279,8 @@ type AdoptContainer struct {
 	Pid       int       `json:"pid"`
 	StartedAt time.Time `json:"startedAt"`
 	Handles   []string  `json:"handles"`
+	// OCI is the runtime of Start, which is asked for further execs and for the removal.
+	OCI *OCIRuntime `json:"oci,omitempty"`
 }
 
 // Exit is how a process ended.
@@ -293,6 +299,11 @@ type Exited struct {
 	Container string `json:"container"`
 	Exec      string `json:"exec,omitempty"`
 	Exit      Exit   `json:"exit"`
+}
+
+// StdinClosed is the body of EventStdinClosed.
+type StdinClosed struct {
+	Container string `json:"container"`
 }
 
 // OOM says that the kernel killed a process in a container for lack of memory; the container may go on.

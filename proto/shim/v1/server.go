@@ -20,6 +20,9 @@ const maxInFlight = 64
 
 // Handler answers requests. It owns fds and closes those it does not keep; the descriptors it returns stay its
 // own and are only sent. Requests of one connection run concurrently.
+//
+// A reply that has a method Sent() is told when it has gone out (or can not), so that a handler may return
+// duplicates and close them then.
 type Handler interface {
 	Handle(ctx context.Context, method string, body json.RawMessage, fds []*os.File) (reply any, out []*os.File, err error)
 }
@@ -28,6 +31,8 @@ type Handler interface {
 type Peer struct {
 	conn   *Conn
 	queue  chan frame
+	first  chan struct{} // closed when the first response, to Hello, is out: events follow it
+	greet  sync.Once
 	closed chan struct{}
 	once   sync.Once
 }
@@ -35,7 +40,7 @@ type Peer struct {
 // NewPeer makes the shim's end of conn. Up to backlog events wait for a slow daemon; one that falls further
 // behind is disconnected and learns what it missed from its next Hello.
 func NewPeer(conn *Conn, backlog int) *Peer {
-	return &Peer{conn: conn, queue: make(chan frame, backlog), closed: make(chan struct{})}
+	return &Peer{conn: conn, queue: make(chan frame, backlog), first: make(chan struct{}), closed: make(chan struct{})}
 }
 
 // Notify queues an event without blocking.
@@ -87,6 +92,11 @@ func (p *Peer) Serve(ctx context.Context, h Handler) error {
 }
 
 func (p *Peer) pump() {
+	select {
+	case <-p.first:
+	case <-p.closed:
+		return
+	}
 	for {
 		select {
 		case f := <-p.queue:
@@ -109,6 +119,10 @@ func (p *Peer) answer(ctx context.Context, h Handler, f frame) {
 	}
 	if p.conn.send(frame{kind: kindResponse, id: f.id, body: body, fds: out}) != nil {
 		p.close()
+	}
+	p.greet.Do(func() { close(p.first) })
+	if r, ok := reply.(interface{ Sent() }); ok {
+		r.Sent()
 	}
 }
 
