@@ -24,6 +24,9 @@ var ErrContent = errors.New("content does not match its digest")
 // maxZstdWindow is the most memory a zstd frame may ask for; RFC 8878 recommends 8 MiB, "--ultra" makes 128.
 const maxZstdWindow = 128 << 20
 
+// entryOverhead is what an archive member may take beside its content: headers, extended attributes, padding.
+const entryOverhead = 4 << 10
+
 // Blob is what a layer is made of: its compressed form and the diffID that it must unpack to. An empty Digest is
 // not checked (an import's member).
 type Blob struct {
@@ -45,7 +48,8 @@ func Unpack(ctx context.Context, dir *os.File, body io.Reader, b Blob, limits Li
 		plain.wait()
 		packed.wait()
 	}()
-	stream := &counted{r: plain, h: sha256.New(), left: limits.withDefaults().Bytes + 1<<30}
+	most := limits.withDefaults()
+	stream := &counted{r: plain, h: sha256.New(), left: most.Bytes + most.Entries*entryOverhead + 1<<20}
 	res, err := Apply(ctx, dir, stream, limits)
 	if err != nil && !errors.Is(err, errArchive) {
 		return nil, err
