@@ -1,0 +1,79 @@
+# Berth: everything between a kubelet and the kernel. `make run` shows it, `make test` proves it.
+
+SHELL      := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO      ?= go
+BIN     := $(CURDIR)/bin
+TOOLS   := $(CURDIR)/.cache/tools
+OUT     := $(CURDIR)/out
+LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
+# Static, reproducible: the same commit gives the same bytes.
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+
+PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni
+PACKAGES := busybox-static nftables iptables iproute2 conntrack procps util-linux gcc libc6-dev libseccomp-dev pkg-config
+
+export GOFLAGS := -mod=readonly
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install the Debian packages that builds and tests need
+	@./e2e/setup.sh $(PACKAGES)
+
+.PHONY: build
+build: ## Build Berth's programs into bin/
+	@mkdir -p $(BIN)
+	@for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/ ./$$p; done
+	@cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $(BIN)/ ./testbox ./cmd/registry ./cmd/demo
+	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
+
+.PHONY: tools
+tools: ## Build the upstream kubelet, crictl, critest, containerd, runc and CNI plugins, once
+	@./e2e/build.sh $(TOOLS)
+
+.PHONY: run
+run: setup build tools ## A real kubelet on Berth, with a pod that answers
+	@$(BIN)/demo --bin $(BIN) --tools $(TOOLS) run
+
+.PHONY: stop
+stop: ## End what `make run` started, and prove that nothing is left
+	@if [ -x $(BIN)/demo ]; then $(BIN)/demo --bin $(BIN) --tools $(TOOLS) stop && echo "  stopped: no process, mount, namespace, link, cgroup, table or file is left"; fi
+
+.PHONY: test
+test: setup build tools test-unit test-e2e ## Every test: packages with -race, then the end-to-end suites' quick part
+
+.PHONY: test-unit
+test-unit: ## Test every package, on the real kernel, with -race
+	BERTH_TEST_RUNC=$(TOOLS)/runc BERTH_TEST_UPSTREAM_CNI=$(TOOLS) $(GO) test -race -p 2 -timeout 20m ./...
+
+.PHONY: test-e2e
+test-e2e: ## The real kubelet, the conformance suite's quick part, crashes
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -p 1 -timeout 40m ./...
+
+.PHONY: check
+check: ## Formatting, vet, staticcheck, errcheck, errorlint, vulnerabilities, import rules
+	@./e2e/check.sh
+
+.PHONY: conformance-cri
+conformance-cri: setup build tools ## critest on Berth and on containerd, both in this run, over SPDY and WebSocket
+	@mkdir -p $(OUT)
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
+
+.PHONY: bench-cri
+bench-cri: setup build tools ## Berth against containerd + runc and the kernel's floor, interleaved; writes out/bench/cri.json
+	@mkdir -p $(OUT)/bench
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
+
+.PHONY: torture
+torture: setup build tools ## Kill the daemon 100 times and a shim 50 times under load
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -run Torture -v ./torture
+
+.PHONY: clean
+clean: stop ## Remove what was built; the tools' cache stays
+	rm -rf $(BIN) $(OUT)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Builds the upstream programs that Berth is tested with and measured against, each once: a stamp holds the hash of
+# the module files it was built from.
+set -euo pipefail
+out=$1
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$out"
+export GOFLAGS=-mod=readonly
+
+build() { # module, cgo, tags, then package=program pairs; a program that ends in .test is a test binary
+  local module=$1 cgo=$2 tags=$3; shift 3
+  local dir=$here/build/$module hash stamp
+  hash=$(cat "$dir"/go.mod "$dir"/go.sum "$0" | sha256sum | cut -c1-16)
+  stamp=$out/.$module.$hash
+  [ -e "$stamp" ] && return 0
+  echo "  building $module (once; $(go env GOVERSION))"
+  local start=$SECONDS pair
+  for pair in "$@"; do
+    local pkg=${pair%%=*} prog=${pair##*=}
+    if [[ $prog == critest ]]; then
+      (cd "$dir" && CGO_ENABLED=$cgo go test -c -trimpath -ldflags '-s -w' -o "$out/$prog" "$pkg")
+    else
+      (cd "$dir" && CGO_ENABLED=$cgo go build -trimpath -buildvcs=false -tags "$tags" -ldflags '-s -w' -o "$out/$prog" "$pkg")
+    fi
+  done
+  rm -f "$out/.$module".*
+  touch "$stamp"
+  echo "  built    $module in $((SECONDS - start)) s"
+}
+
+build critest 0 '' sigs.k8s.io/cri-tools/cmd/crictl=crictl sigs.k8s.io/cri-tools/cmd/critest=critest
+c=github.com/containerd/containerd/v2/cmd
+build containerd 0 no_btrfs $c/containerd=containerd $c/containerd-shim-runc-v2=containerd-shim-runc-v2
+build runc 1 seccomp github.com/opencontainers/runc=runc
+p=github.com/containernetworking/plugins/plugins
+build plugins 0 '' $p/main/bridge=bridge $p/main/loopback=loopback $p/meta/portmap=portmap $p/ipam/host-local=host-local
+echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
+[ -e "$out/kubelet" ] || cat "$out/.note"
+build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
+rm -f "$out/.note"
