@@ -1,0 +1,150 @@
+// Package crilog writes container output in the CRI log format and cuts it into lines:
+//
+//	2026-11-22T10:00:00.000000000Z stdout F text
+//
+// The time is RFC 3339 with nine digits of fraction, in UTC. The tag is F for a full line and P for a part of one:
+// a line longer than MaxLine is cut into parts, and what a stream ends with without a newline is a part. A carriage
+// return before the newline is dropped. All this is as containerd does it; the kubelet reads it.
+//
+// When the file can not be written (a full disk) the container is not stopped and not held up: what does not fit
+// is dropped and counted, and a line says so as soon as the file takes one again.
+package crilog
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/internal/inroot"
+)
+
+// MaxLine is the most bytes of output in one record.
+const MaxLine = 16 << 10
+
+// Log is the log file of one container, for all its streams. Its methods are safe from several goroutines. The
+// zero Log, and a nil one, drops everything.
+type Log struct {
+	dir, name string
+
+	mu      sync.Mutex // held over a write, so that Reopen knows which file a record went to
+	file    *os.File
+	torn    bool // the file ends within a record
+	dropped int64
+	cause   error
+}
+
+// Open opens (or makes) the log file name, which is resolved beneath dir without following links.
+func Open(dir, name string) (*Log, error) {
+	l := &Log{dir: dir, name: name}
+	if name == "" {
+		return l, nil
+	}
+	var err error
+	l.file, err = l.open()
+	return l, err
+}
+
+func (l *Log) open() (*os.File, error) {
+	root, err := inroot.Open(l.dir)
+	if err != nil {
+		return nil, fmt.Errorf("log directory: %w", err)
+	}
+	defer root.Close() //nolint:errcheck // O_PATH
+	f, err := root.Beneath(l.name, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("log file: %w", err)
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("log file %s/%s is not a regular file", l.dir, l.name)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Reopen makes the file anew, after the kubelet has moved the old one away. When it returns the new file is there
+// and nothing will be added to the old one.
+func (l *Log) Reopen() error {
+	if l == nil || l.name == "" {
+		return nil
+	}
+	f, err := l.open()
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := l.file
+	l.file, l.torn = f, false
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+// Close closes the file; later output is dropped.
+func (l *Log) Close() error {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return nil
+	}
+	err := l.file.Close()
+	l.file = nil
+	return err
+}
+
+// write appends whole records, which hold payload bytes of output.
+func (l *Log) write(records []byte, payload int, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return
+	}
+	if l.dropped > 0 && !l.confess(now) {
+		l.dropped += int64(payload)
+		return
+	}
+	n, err := l.file.Write(records)
+	if err == nil {
+		return
+	}
+	whole := bytes.LastIndexByte(records[:n], '\n') + 1
+	l.torn = whole < n
+	l.dropped += int64(payload - payload*whole/max(len(records), 1))
+	l.cause = err
+}
+
+// confess writes the line about what was dropped, and tells whether that worked.
+func (l *Log) confess(now time.Time) bool {
+	var b []byte
+	if l.torn {
+		b = append(b, '\n')
+	}
+	b = appendTime(b, now)
+	b = fmt.Appendf(b, " stderr F [berth: about %d bytes of output are missing here: %v]\n", l.dropped, l.cause)
+	n, err := l.file.Write(b)
+	if err != nil {
+		l.torn = l.torn || n > 0
+		return false
+	}
+	l.dropped, l.torn, l.cause = 0, false, nil
+	return true
+}
+
+// Dropped is how many bytes of output were lost and not yet confessed.
+func (l *Log) Dropped() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dropped
+}

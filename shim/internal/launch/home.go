@@ -1,0 +1,145 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// home is where the cloning thread belongs: its v1 cgroups and its pid namespace.
+type home struct {
+	pidns int
+	tasks map[uint64]int // by device number of the hierarchy
+}
+
+func openHome() (*home, error) {
+	pidns, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open own pid namespace: %w", err)
+	}
+	h := &home{pidns: pidns, tasks: map[uint64]int{}}
+	cgroups, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(cgroups)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 || parts[1] == "" {
+			continue
+		}
+		point := v1MountPoint(string(mounts), parts[1])
+		if point == "" {
+			continue
+		}
+		fd, err := unix.Open(point+parts[2]+"/tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue // an old hierarchy nobody uses; a request that does is refused below
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return nil, err
+		}
+		h.tasks[st.Dev] = fd
+	}
+	return h, nil
+}
+
+// v1MountPoint finds where the v1 hierarchy with the given controllers ("cpu,cpuacct", "name=systemd") is mounted.
+func v1MountPoint(mountinfo, controllers string) string {
+	want := strings.Split(controllers, ",")
+	for line := range strings.Lines(mountinfo) {
+		before, after, ok := strings.Cut(strings.TrimSpace(line), " - cgroup ")
+		if !ok {
+			continue
+		}
+		fields, tail := strings.Fields(before), strings.Fields(after)
+		if len(fields) < 5 || len(tail) < 2 || fields[3] != "/" {
+			continue
+		}
+		options := "," + tail[1] + ","
+		all := true
+		for _, c := range want {
+			all = all && strings.Contains(options, ","+c+",")
+		}
+		if all {
+			return fields[4]
+		}
+	}
+	return ""
+}
+
+// enter moves the calling thread into the cgroups of tasks. It goes only where it can come back from.
+func (h *home) enter(tasks []int) error {
+	for _, fd := range tasks {
+		if _, err := h.of(fd); err != nil {
+			return err
+		}
+		if _, err := unix.Write(fd, []byte("0")); err != nil {
+			return fmt.Errorf("enter a v1 cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// leave moves the calling thread back.
+func (h *home) leave(tasks []int) {
+	for _, fd := range tasks {
+		if own, err := h.of(fd); err == nil {
+			_, _ = unix.Write(own, []byte("0")) // can not fail: the thread was there before
+		}
+	}
+}
+
+func (h *home) of(fd int) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return -1, err
+	}
+	own, ok := h.tasks[st.Dev]
+	if !ok {
+		return -1, errors.New("a v1 cgroup hierarchy that the shim is not a member of")
+	}
+	return own, nil
+}
+
+func (h *home) leavePidNS() { _ = unix.Setns(h.pidns, unix.CLONE_NEWPID) } // its own: can not fail
+
+// enterMinimal gives the calling thread a mount namespace with one read-only tmpfs in it, which has the empty
+// directories proc, sys and root.
+func enterMinimal() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	// mounted over /proc only because every host has that directory; it becomes the root at once
+	if err := unix.Mount("berth", "/proc", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,nr_inodes=16,mode=0755"); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/proc"); err != nil {
+		return err
+	}
+	for _, d := range [...]string{"proc", "sys", "root"} {
+		if err := unix.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	return unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+}
