@@ -80,7 +80,8 @@ func awaitGone(watch *nlwire.Conn, index int32) (bool, error) {
 
 // Hold makes a child whose only work is to be the last that closes fd. Closing an nf_tables socket after a
 // transaction that deleted something waits until the kernel has freed it (nft_rcv_nl_event), one more wait for
-// RCU that no answer depends on. If no child can be had, the caller's own close waits.
+// RCU that no answer depends on, and with the lock that everybody's next transaction needs. The child closes it
+// only when that is over. If no child can be had, the caller's own close waits.
 func Hold(fd int) {
 	var b [4]byte
 	_ = fork(uintptr(fd), uintptr(fd), unsafe.Pointer(&b[0]), 0)
@@ -117,6 +118,8 @@ func fork(fd, hold uintptr, p unsafe.Pointer, n uintptr) syscall.Errno {
 	if n > 0 {
 		syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(p), n, 0, 0, 0)
 	}
+	nap := unix.Timespec{Nsec: 40e6}
+	syscall.RawSyscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&nap)), 0, 0)
 	for {
 		syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
 	}

@@ -58,7 +58,7 @@ func (n *Network) detach(rec *state.Record) error {
 	// 1. The table: from here on the guard drops whatever the pod sends. If it has to be made again as a whole
 	// that is done below, when the record is gone.
 	small := n.nft.Commit(ruleset.DelPod(rec.Pod))
-	n.holdRules = true
+	n.store.Deleted(uptime())
 	if err := delRules.Hit(); err != nil {
 		return err
 	}
@@ -98,6 +98,6 @@ func (n *Network) deleteLink(name string) error {
 		n.remark("link %s is marked %q and left alone", name, l.Alias)
 		return nil
 	}
-	n.holdRules = false
+	n.held = true
 	return linkdel.Delete(l.Index, n.nft.FD())
 }

@@ -59,9 +59,13 @@ type Network struct {
 	nft   *nft.Conn
 	pools map[netip.Prefix]*ipam.Pool
 	log   io.Writer
-	// holdRules says that a transaction deleted something and no child holds the nf_tables socket yet.
-	holdRules bool
+	// held says that a child holds the nf_tables socket, see Close.
+	held bool
 }
+
+// destroyTime is how long after a transaction that deleted something the kernel may still be freeing it, in
+// milliseconds: one grace period, 8 ms here, with a margin.
+const destroyTime = 40
 
 // Open takes the state lock and repairs what a killed process or another boot left behind. log takes remarks for
 // the node's administrator, a line each.
@@ -88,7 +92,8 @@ func Open(conf *netconf.Config, log io.Writer) (*Network, error) {
 	return n, nil
 }
 
-// Close lets go of everything.
+// Close lets go of everything. Closing an nf_tables socket waits while the kernel still frees what anybody deleted
+// shortly before, so that is then left to a child.
 func (n *Network) Close() error {
 	var errs []error
 	for _, p := range n.pools {
@@ -98,7 +103,7 @@ func (n *Network) Close() error {
 		errs = append(errs, n.route.Close())
 	}
 	if n.nft != nil {
-		if n.holdRules {
+		if age := uptime() - n.store.LastDeleted(); !n.held && age >= 0 && age < destroyTime {
 			linkdel.Hold(n.nft.FD())
 		}
 		errs = append(errs, n.nft.Close())
@@ -110,11 +115,14 @@ func (n *Network) remark(format string, args ...any) {
 	_, _ = fmt.Fprintf(n.log, "berth-cni: "+format+"\n", args...)
 }
 
-func now() ipam.Clock {
+// uptime is in milliseconds, suspended time included.
+func uptime() int64 {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // cannot fail with this clock
-	return ipam.Clock(ts.Sec + 1)
+	return ts.Nano() / 1e6
 }
+
+func now() ipam.Clock { return ipam.Clock(uptime()/1000 + 1) }
 
 // pool opens a pool once. A damaged file is set aside and made again from the records.
 func (n *Network) pool(subnet netip.Prefix) (*ipam.Pool, error) {

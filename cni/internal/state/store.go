@@ -1,7 +1,8 @@
 // Package state keeps what the plugin knows between two of its processes: one record per attachment, one per
 // network, and the lock under which everything changes. It lives in a directory below /run, mode 0700:
 //
-//	lock                 flock(2)ed by every verb; holds the boot id and one byte that says "a change is under way"
+//	lock                 flock(2)ed by every verb; holds the boot id, one byte that says "a change is under way", and
+//	                     when nftables elements were deleted last
 //	attachments/<link>   one attachment, sealed JSON, named after its host end; <link>.pending while ADD runs
 //	networks/<name>      the pools and exclusions of a network, sealed JSON
 //	pools/<subnet>       the addresses of a subnet (package ipam)
@@ -21,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,10 +36,13 @@ const formatVersion = 1
 
 // Store is the locked state directory. One process holds it at a time.
 type Store struct {
-	dir    string
-	lock   *os.File
-	boot   string
-	header string
+	dir  string
+	lock *os.File
+	boot string
+	// fresh says whether the last change ended; deleted is when the last nftables element was deleted.
+	fresh   bool
+	deleted int64
+	header  string
 }
 
 // Open takes the lock, waiting up to patience, and reads the header. It fails with Unavailable when somebody
@@ -58,6 +63,10 @@ func Open(dir, bootID string, patience time.Duration) (*Store, error) {
 	b := make([]byte, 128)
 	n, _ := f.ReadAt(b, 0)
 	s.header = string(b[:n])
+	if s.SameBoot() && n >= len(bootID)+1+stampLen {
+		s.fresh = b[len(bootID)] == '-'
+		s.deleted, _ = strconv.ParseInt(string(b[len(bootID)+1:len(bootID)+1+stampLen]), 10, 64)
+	}
 	if !s.Fresh() {
 		if err := s.makeDirs(); err != nil {
 			return nil, errors.Join(err, f.Close())
@@ -107,7 +116,7 @@ func flock(f *os.File, patience time.Duration) error {
 func (s *Store) Close() error { return s.lock.Close() }
 
 // Fresh says whether the header is that of this boot and no change was interrupted.
-func (s *Store) Fresh() bool { return s.header == s.boot+"-" }
+func (s *Store) Fresh() bool { return s.fresh }
 
 // SameBoot says whether the records were made since the machine started.
 func (s *Store) SameBoot() bool { return strings.HasPrefix(s.header, s.boot) }
@@ -118,8 +127,18 @@ func (s *Store) Begin() error { return s.mark("+") }
 // End notes that all is consistent again.
 func (s *Store) End() error { return s.mark("-") }
 
+// Deleted notes, with the next mark, that nftables elements were deleted at a time in milliseconds since boot.
+func (s *Store) Deleted(at int64) { s.deleted = at }
+
+// LastDeleted is the time that Deleted was told last, by whichever process.
+func (s *Store) LastDeleted() int64 { return s.deleted }
+
+// stampLen is the width of the time in the header, which is written over and therefore never changes its length.
+const stampLen = 16
+
 func (s *Store) mark(m string) error {
-	s.header = s.boot + m
+	s.fresh = m == "-"
+	s.header = fmt.Sprintf("%s%s%0*d\n", s.boot, m, stampLen, s.deleted)
 	if _, err := s.lock.WriteAt([]byte(s.header), 0); err != nil {
 		return fmt.Errorf("state lock: %w", err)
 	}
