@@ -182,6 +182,7 @@ func TestHostPorts(t *testing.T) {
 	if _, err := n.tryAdd(newNS(t), "c", n.conf("1.1.0", dual+ports), ""); code(err) != 100 || !strings.Contains(err.Error(), "host port 8080") {
 		t.Errorf("second owner of a host port: %v", err)
 	}
+	expect(t, "the first owner, after the second was refused", n.outside, "tcp", nodeIP4, 8080, outIP4)
 }
 
 // TestUDPFlowMoves talks from one source port without pause while the host port's owner changes.

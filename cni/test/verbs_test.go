@@ -240,6 +240,10 @@ func TestGC(t *testing.T) {
 		t.Error("GC reached into another network:", err)
 	}
 	p.del(t)
+	wider := strings.Replace(n.conf("1.1.0", `,"ranges":[{"subnet":"10.99.0.0/16"}]`), `"podnet"`, `"wide"`, 1)
+	if _, err := n.tryAdd(newNS(t), "wide", wider, ""); code(err) != 7 || !strings.Contains(err.Error(), "overlaps") {
+		t.Errorf("overlapping subnets of two networks: %v", err)
+	}
 	if _, err := n.run(call{verb: "GC", conf: n.conf("1.1.0", dual+`,"cni.dev/attachments":[]`)}); err != nil {
 		t.Fatal(err)
 	}

@@ -86,6 +86,9 @@ func (n *Network) attach(rec *state.Record, req *netconf.Request, ns *netns.NS) 
 		return err
 	}
 	// 2. The record, so that DEL can undo the rest.
+	if err := n.refuseOverlap(); err != nil {
+		return err
+	}
 	changed, err := n.store.SaveNetwork(state.Network{Name: n.conf.Name, Pools: n.conf.Pools(), Exclude: n.conf.MasqueradeExclude})
 	if err != nil {
 		return err
@@ -109,6 +112,26 @@ func (n *Network) attach(rec *state.Record, req *netconf.Request, ns *netns.NS) 
 		return err
 	}
 	return errors.Join(n.store.Commit(rec), addCommit.Hit())
+}
+
+// refuseOverlap fails if another network has a subnet that overlaps one of ours without being the same: equal ones
+// share a pool, others would give an address out twice.
+func (n *Network) refuseOverlap() error {
+	nets, err := n.store.Networks()
+	if err != nil {
+		return err
+	}
+	for _, nw := range nets {
+		for _, theirs := range nw.Pools {
+			for _, ours := range n.conf.Pools() {
+				if nw.Name != n.conf.Name && ours != theirs && ours.Overlaps(theirs) {
+					return errs.InvalidArgument.Errorf("subnet %s of network %s overlaps subnet %s of network %s on this node",
+						ours, n.conf.Name, theirs, nw.Name)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func ports(in []netconf.Port) []ruleset.HostPort {
