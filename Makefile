@@ -30,6 +30,7 @@ setup: ## Install the Debian packages that builds and tests need
 build: ## Build Berth's programs into bin/
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/ ./$$p; done
+	@mkdir -p $(BIN)/cni && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
 	@cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $(BIN)/ ./testbox ./cmd/registry ./cmd/demo
 	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
 

@@ -115,7 +115,7 @@ func (l *Lab) WriteConfig(o Options) (string, error) {
 	}
 	conf := filepath.Join(l.Run, "berth.toml")
 	text := fmt.Sprintf(criConfig, filepath.Join(l.Dir, "berth"), filepath.Join(l.Run, "berth"), l.Socket(), filepath.Join(l.Run, "debug.sock"), o.LogLevel,
-		filepath.Join(l.Bin, "berth-shim"), "/berth-"+l.Name, l.Hosts(), filepath.Join(l.Dir, "preload"), net, l.Bin, l.Tool, filepath.Join(l.Run, "cni-cache"), o.More)
+		filepath.Join(l.Bin, "berth-shim"), "/berth-"+l.Name, l.Hosts(), filepath.Join(l.Dir, "preload"), net, filepath.Join(l.Bin, "cni"), l.Tool, filepath.Join(l.Run, "cni-cache"), o.More)
 	return conf, os.WriteFile(conf, []byte(text), 0o644)
 }
 
