@@ -20,60 +20,66 @@ func TestKilledAtEachFailpoint(t *testing.T) {
 	witness := n.addPod(t, "witness", dual)
 	witness.serve(t, 80)
 	for _, point := range podnet.Failpoints() {
-		verb := strings.Split(point, ".")[1]
 		for _, next := range []string{"ADD", "DEL", "GC", "STATUS"} {
-			id, s := point+"-"+next, newNS(t)
-			c := call{id: id, netns: s.path(), conf: conf, env: []string{"BERTH_FAIL=" + point + "=kill"}}
-			gc := c
-			gc.verb, gc.env = "GC", nil
-			gc.conf = n.conf("1.1.0", dual+ports+`,"cni.dev/valid-attachments":[{"containerID":"witness","ifname":"eth0"}]`)
-			switch verb {
-			case "add":
-				c.verb = "ADD"
-			case "del", "gc", "repair":
-				first := c
-				first.verb, first.env = "ADD", nil
-				if verb == "repair" {
-					first.env = []string{"BERTH_FAIL=cni.add.host_end=kill"}
-				}
-				if _, err := n.run(first); (err != nil) != (verb == "repair") {
-					t.Fatalf("%s: ADD before: %v", point, err)
-				}
-				c.verb = map[string]string{"del": "DEL", "gc": "GC", "repair": "DEL"}[verb]
-				if verb == "gc" {
-					c.conf = gc.conf
-				}
-			}
-			if _, err := n.run(c); !errors.Is(err, errKilled) {
-				t.Fatalf("%s was not met by %s: %v", point, c.verb, err)
-			}
-			c.verb, c.env, c.conf = next, nil, conf
-			if next == "GC" {
-				c = gc
-			}
-			if _, err := n.run(c); err != nil && !(next == "ADD" && code(err) == 100) {
-				t.Errorf("%s, then %s: %v", point, next, err)
-			}
-			if next == "ADD" {
-				if _, err := n.run(call{verb: "CHECK", id: id, netns: s.path(), conf: conf}); err != nil {
-					t.Errorf("%s, then ADD, then CHECK: %v", point, err)
-				}
-			}
-			for range 2 {
-				if _, err := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: conf}); err != nil {
-					t.Errorf("%s, then %s, then DEL: %v", point, next, err)
-				}
-			}
-			if _, err := n.run(gc); err != nil {
-				t.Errorf("%s: GC: %v", point, err)
-			}
-			if c := n.census(t); strings.Count(c, "bth") != strings.Count(n.censusOf(t, witness), "bth") {
-				t.Fatalf("%s, then %s leaves\n%s", point, next, c)
-			}
-			_ = s.f.Close()
+			killAndConverge(t, n, witness, conf, point, next)
 		}
 	}
 	expect(t, "the witness", n.ns, "tcp", witness.v4, 80, "")
+}
+
+// killAndConverge ends one verb at a point, then lets next be the first that comes after it.
+func killAndConverge(t *testing.T, n *node, witness *pod, conf, point, next string) {
+	t.Helper()
+	verb := strings.Split(point, ".")[1]
+	id, s := point+"-"+next, newNS(t)
+	c := call{id: id, netns: s.path(), conf: conf, env: []string{"BERTH_FAIL=" + point + "=kill"}}
+	gc := c
+	gc.verb, gc.env = "GC", nil
+	gc.conf = n.conf("1.1.0", dual+ports+`,"cni.dev/valid-attachments":[{"containerID":"witness","ifname":"eth0"}]`)
+	switch verb {
+	case "add":
+		c.verb = "ADD"
+	case "del", "gc", "repair":
+		first := c
+		first.verb, first.env = "ADD", nil
+		if verb == "repair" {
+			first.env = []string{"BERTH_FAIL=cni.add.host_end=kill"}
+		}
+		if _, err := n.run(first); (err != nil) != (verb == "repair") {
+			t.Fatalf("%s: ADD before: %v", point, err)
+		}
+		c.verb = map[string]string{"del": "DEL", "gc": "GC", "repair": "DEL"}[verb]
+		if verb == "gc" {
+			c.conf = gc.conf
+		}
+	}
+	if _, err := n.run(c); !errors.Is(err, errKilled) {
+		t.Fatalf("%s was not met by %s: %v", point, c.verb, err)
+	}
+	c.verb, c.env, c.conf = next, nil, conf
+	if next == "GC" {
+		c = gc
+	}
+	if _, err := n.run(c); err != nil && !(next == "ADD" && code(err) == 100) {
+		t.Errorf("%s, then %s: %v", point, next, err)
+	}
+	if next == "ADD" {
+		if _, err := n.run(call{verb: "CHECK", id: id, netns: s.path(), conf: conf}); err != nil {
+			t.Errorf("%s, then ADD, then CHECK: %v", point, err)
+		}
+	}
+	for range 2 {
+		if _, err := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: conf}); err != nil {
+			t.Errorf("%s, then %s, then DEL: %v", point, next, err)
+		}
+	}
+	if _, err := n.run(gc); err != nil {
+		t.Errorf("%s: GC: %v", point, err)
+	}
+	if c := n.census(t); strings.Count(c, "bth") != strings.Count(n.censusOf(t, witness), "bth") {
+		t.Fatalf("%s, then %s leaves\n%s", point, next, c)
+	}
+	_ = s.f.Close()
 }
 
 // censusOf is the part of the census that speaks of one pod.

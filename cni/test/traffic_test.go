@@ -1,6 +1,7 @@
 package test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -173,6 +174,9 @@ func TestHostPorts(t *testing.T) {
 	expect(t, "node, own address", n.ns, "tcp", nodeIP4, 8080, nodeIP4)
 	expect(t, "node, localhost", n.ns, "tcp", "127.0.0.1", 8080, "")
 	expect(t, "node, localhost, UDP", n.ns, "udp", "127.0.0.1", 5353, "")
+	if _, err := n.ask("tcp", "", "::1", 8080); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("[::1] is not served and must refuse at once: %v", err)
+	}
 	expect(t, "hairpin", a.ns, "tcp", nodeIP4, 8080, "")
 	expect(t, "hairpin, UDP, IPv6", a.ns, "udp", nodeIP6, 5353, "")
 	expect(t, "another pod", b.ns, "tcp", nodeIP4, 8080, b.v4)

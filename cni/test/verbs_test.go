@@ -100,17 +100,18 @@ func TestDelWithoutAnything(t *testing.T) {
 	}
 }
 
-func TestRefusals(t *testing.T) {
-	n := newNode(t)
-	p := newNS(t)
+// refusal is a request that must fail, before anything is touched, with a code and words.
+type refusal struct {
+	name string
+	call call
+	code int
+	want []string
+}
+
+func refusals(n *node, p *ns) []refusal {
 	long := strings.Repeat("x", 5<<20)
 	base := func(s string) string { return n.conf("1.1.0", s) }
-	for _, c := range []struct {
-		name string
-		call call
-		code int
-		want []string
-	}{
+	return []refusal{
 		{"no container id", call{verb: "ADD", netns: p.path(), conf: base("")}, 4, []string{"CNI_CONTAINERID"}},
 		{"bad container id", call{verb: "ADD", id: "../x", netns: p.path(), conf: base("")}, 4, []string{"CNI_CONTAINERID", "../x"}},
 		{"no netns", call{verb: "ADD", id: "a", conf: base("")}, 4, []string{"CNI_NETNS"}},
@@ -149,7 +150,12 @@ func TestRefusals(t *testing.T) {
 		{"check unknown", call{verb: "CHECK", id: "nobody", netns: p.path(), conf: base("")}, 3, []string{"nobody"}},
 		{"gc without a list", call{verb: "GC", conf: base("")}, 7, []string{"cni.dev/valid-attachments"}},
 		{"type", call{verb: "ADD", id: "a", netns: p.path(), conf: `{"cniVersion":"1.1.0","name":"x","type":"bridge"}`}, 2, []string{"type", "bridge"}},
-	} {
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	n := newNode(t)
+	for _, c := range refusals(n, newNS(t)) {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := n.run(c.call)
 			if code(err) != c.code {

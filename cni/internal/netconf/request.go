@@ -187,7 +187,9 @@ func parsePorts(in []PortMapping) ([]Port, error) {
 			if err != nil || a.Zone() != "" {
 				fail("hostIP %q is not an address", p.HostIP)
 			}
-			port.HostIP = a.Unmap()
+			if port.HostIP = a.Unmap(); a == netip.IPv6Loopback() {
+				fail("hostIP ::1 cannot be served, 127.0.0.1 can")
+			}
 		}
 		out = append(out, port)
 	}

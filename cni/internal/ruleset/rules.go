@@ -56,6 +56,8 @@ func portRules(add func(string, ...nft.Expr)) {
 	const r = nft.R0
 	local := append(nft.DestIsLocal(), nft.Jump("ports"))
 	add("ports-in", local...)
+	// Linux does not route ::1 to a link, so leave it to whoever listens there (or to a refusal).
+	add("ports-out", ofFamily(true, nft.DestIP(true, r), nft.Equal(r, netip.IPv6Loopback().AsSlice()...), nft.Return())...)
 	add("ports-out", local...)
 	for _, v6 := range families() {
 		n := nft.Reg(addrRegs4)
@@ -77,12 +79,10 @@ func sourceRules(add func(string, ...nft.Expr)) {
 			n = addrRegs
 		}
 		add(chain, ofFamily(v6, nft.SourceIP(v6, r), nft.DestIP(v6, r+n), nft.In("hairpin"+digit(v6), r), nft.Masquerade())...)
-		loopback := []nft.Expr{nft.SourceIPFirstByte(r), nft.Equal(r, loopbackNet)}
-		if v6 {
-			loopback = []nft.Expr{nft.SourceIP(true, r), nft.Equal(r, netip.IPv6Loopback().AsSlice()...)}
+		if !v6 {
+			add(chain, ofFamily(v6, nft.Meta(nft.MetaOifName, r), nft.Equal(r, []byte(LinkPrefix)...),
+				nft.SourceIPFirstByte(r), nft.Equal(r, loopbackNet), nft.Masquerade())...)
 		}
-		out := append([]nft.Expr{nft.Meta(nft.MetaOifName, r), nft.Equal(r, []byte(LinkPrefix)...)}, loopback...)
-		add(chain, ofFamily(v6, append(out, nft.Masquerade())...)...)
 		add(chain, ofFamily(v6, nft.SourceIP(v6, r), nft.In("masquerade"+digit(v6), r),
 			nft.DestIP(v6, r), nft.NotIn("no-masquerade"+digit(v6), r), nft.Masquerade())...)
 	}

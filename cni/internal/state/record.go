@@ -145,3 +145,19 @@ func (s *Store) List() (records []*Record, damaged []string, err error) {
 	}
 	return records, damaged, nil
 }
+
+// Peek lists the records that can be read, without the lock and without changing anything: for a human's eyes.
+func Peek(dir string) ([]*Record, error) {
+	s := &Store{dir: dir}
+	entries, err := os.ReadDir(filepath.Join(dir, "attachments"))
+	if err != nil {
+		return nil, err
+	}
+	var out []*Record
+	for _, e := range entries {
+		if r, err := s.Load(strings.TrimSuffix(e.Name(), pendingSuffix)); err == nil {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
