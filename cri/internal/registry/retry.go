@@ -46,7 +46,7 @@ func (c *conn) retrying(req *http.Request, via http.RoundTripper) (*http.Respons
 		case err == nil && !transient(resp.StatusCode):
 			return resp, nil
 		case err != nil:
-			err = connError(req.URL, err)
+			err = connError(c.scheme(req), req.URL.Host, err)
 		default:
 			err = statusError(resp, req.URL.Scheme+"://"+req.URL.Host, strings.TrimPrefix(req.URL.Path, "/"))
 			if after, ok := retryAfter(resp, time.Now()); ok {
@@ -109,12 +109,20 @@ func retryAfter(resp *http.Response, now time.Time) (time.Duration, bool) {
 }
 
 // connError classes a failure to get any answer. Its text never holds a query, which may carry a signature.
-func connError(u *url.URL, err error) error {
+func connError(scheme, addr string, err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {
 		err = ue.Err
 	}
-	return errs.Unavailable.Errorf(Unreachable+"%s://%s: %w", u.Scheme, u.Host, err)
+	return errs.Unavailable.Errorf(Unreachable+"%s://%s: %w", scheme, addr, err)
+}
+
+// scheme is what req was sent by, for messages: a guessed one may have turned out otherwise.
+func (c *conn) scheme(req *http.Request) string {
+	if c.plainHTTP() && req.URL.Host == c.host.addr {
+		return "http"
+	}
+	return req.URL.Scheme
 }
 
 // statusError is the error for an answer that is none of 2xx; it reads a little of the body for its message.
