@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/berth-project/berth/cni/internal/nft"
@@ -11,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestKernel(t *testing.T) {
+// TestKernelTakesIt commits the compiled table, lets nft read it back, and adds and takes out a pod.
+func TestKernelTakesIt(t *testing.T) {
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
@@ -35,7 +37,24 @@ func TestKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
-	t.Logf("%v\n%s", err, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"iifname != \"bth*\" return",
+		"elements = { \"bth0123456789a\" . 02:00:00:00:00:01 . 10.88.0.2 }",
+		"elements = { 10.0.0.0/8, 224.0.0.0/4 }",
+		"elements = { tcp . 8080 : 10.88.0.2 . 80 }",
+		"elements = { 192.0.2.1 . udp . 53 : 10.88.0.2 . 53 }",
+		"icmpv6 type nd-router-advert counter packets 0 bytes 0 drop",
+		"fib daddr type local jump ports",
+		"dnat ip6 to meta l4proto . th dport map @port6",
+		"ip saddr @masquerade4 ip daddr != @no-masquerade4 masquerade fully-random",
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("the table lacks %q:\n%s", want, out)
+		}
+	}
 	for _, e := range ruleset.Elements(pod) {
 		if has, err := c.Has(ruleset.Table(), e); !has || err != nil {
 			t.Error(e.Set, has, err)
