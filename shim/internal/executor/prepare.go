@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -30,6 +29,8 @@ type inputs struct {
 	fresh   map[string]bool // namespaces to make
 	newPid  bool            // a new pid namespace
 	ownsNet bool            // the network namespace belongs to the container's user namespace
+	rootUID uint32          // who the container's root is on the host
+	rootGID uint32
 	stdio   Stdio
 	filter  *Filter
 	mapping func(uids, gids string) (int, error)
@@ -67,6 +68,7 @@ func (e *Executor) prepare(ctx context.Context, s *Start) (_ *inputs, err error)
 			in.close()
 		}
 	}()
+	in.rootUID, in.rootGID = mapped(s.Spec.Linux.UIDMappings), mapped(s.Spec.Linux.GIDMappings)
 	in.mapping = func(uids, gids string) (int, error) { return newUserNS(ctx, e.launcher, uids, gids) }
 	if err := e.namespaces(ctx, s, in); err != nil {
 		return nil, err
@@ -192,8 +194,18 @@ func (in *inputs) idmapWith(fd int, attr *unix.MountAttr, recursive bool) error 
 	return unix.MountSetattr(fd, "", flags, attr)
 }
 
-// overlay mounts the layers. In a user namespace each layer and the writable directories are idmapped, so that
-// what belongs to root on disk belongs to root in the container.
+// mapped is the host's id of the container's id 0.
+func mapped(maps []specs.LinuxIDMapping) uint32 {
+	for _, m := range maps {
+		if m.ContainerID == 0 {
+			return m.HostID
+		}
+	}
+	return 0
+}
+
+// overlay mounts the layers. In a user namespace each image layer is idmapped, so that what belongs to root on disk
+// belongs to root in the container.
 func (in *inputs) overlay(r *v1.Rootfs) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -226,30 +238,15 @@ func (in *inputs) overlayLayers(fs int, r *v1.Rootfs) error {
 	if r.Upper == "" {
 		return nil
 	}
-	if !in.userns() {
-		if err := errors.Join(unix.FsconfigSetString(fs, "upperdir", r.Upper), unix.FsconfigSetString(fs, "workdir", r.Work)); err != nil {
-			return fmt.Errorf("overlay upper %s: %w%s", r.Upper, err, fsMessages(fs))
+	if in.userns() {
+		// the writable layer holds host ids (an idmapped one can not be written by the mounter, who is not in the
+		// mapping): its root is the container's root directory and belongs to the container's root
+		if err := os.Chown(r.Upper, int(in.rootUID), int(in.rootGID)); err != nil {
+			return err
 		}
-		return nil
 	}
-	if path.Dir(r.Upper) != path.Dir(r.Work) {
-		return errs.InvalidArgument.Errorf("rootfs upper %s and work %s must be in one directory", r.Upper, r.Work)
-	}
-	parent, err := in.clone(unix.AT_FDCWD, path.Dir(r.Upper), 0)
-	if err == nil {
-		err = in.idmapWith(parent, &unix.MountAttr{Propagation: unix.MS_PRIVATE}, false)
-	}
-	if err != nil {
-		return fmt.Errorf("idmap %s: %w", path.Dir(r.Upper), err)
-	}
-	for key, dir := range map[string]string{"upperdir": r.Upper, "workdir": r.Work} {
-		fd, err := unix.Openat(parent, path.Base(dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err == nil {
-			err = unix.FsconfigSetFd(fs, key, in.keep(fd))
-		}
-		if err != nil {
-			return fmt.Errorf("overlay %s %s: %w%s", key, dir, err, fsMessages(fs))
-		}
+	if err := errors.Join(unix.FsconfigSetString(fs, "upperdir", r.Upper), unix.FsconfigSetString(fs, "workdir", r.Work)); err != nil {
+		return fmt.Errorf("overlay upper %s: %w%s", r.Upper, err, fsMessages(fs))
 	}
 	return nil
 }
