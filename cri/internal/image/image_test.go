@@ -279,3 +279,5 @@ func TestPullGetUseRemove(t *testing.T) {
 		t.Errorf("usage %+v", u)
 	}
 }
+
+func slogDiscard() *slog.Logger { return slog.New(slog.DiscardHandler) }
