@@ -75,7 +75,10 @@ type silent struct {
 	err  error
 }
 
+// Error implements error.
 func (e *silent) Error() string { return e.text }
+
+// Unwrap keeps the cause within reach of errors.Is.
 func (e *silent) Unwrap() error { return e.err }
 
 // credential decodes what the kubelet sent; nil for nothing.

@@ -147,6 +147,11 @@ func Open(cfg Config, log *slog.Logger) (*Service, error) {
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
+	if f, err := os.OpenFile(s.lockPath(), os.O_CREATE, 0o600); err != nil { // now, for later the disk may be full
+		return nil, fmt.Errorf("image store: %w", err)
+	} else if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
 	if !s.sameBoot() {
 		store.Suspect()
 	}
@@ -177,9 +182,11 @@ func (s *Service) Run(ctx context.Context) error {
 	return serr
 }
 
+func (s *Service) lockPath() string { return filepath.Join(s.cfg.Root, "lock") }
+
 // lock takes the store's lock file for this process.
 func (s *Service) lock() (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(s.cfg.Root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(s.lockPath(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}

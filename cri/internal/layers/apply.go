@@ -54,8 +54,6 @@ type applier struct {
 	buf       []byte
 	parentKey string // the lexical parent that parent belongs to
 	parent    parent
-	// ignored counts attributes that were dropped, for the log.
-	ignored int
 }
 
 type dirState struct {

@@ -149,15 +149,10 @@ func (a *applier) attributes(fd int, hdr *tar.Header) error {
 			continue
 		}
 		if !keepXattr(attr) {
-			a.ignored++
 			continue
 		}
 		err := unix.Fsetxattr(fd, attr, []byte(value), 0)
-		if errors.Is(err, unix.ENOTSUP) {
-			a.ignored++
-			continue
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, unix.ENOTSUP) { // a file system without them, as for peers
 			return fmt.Errorf("fsetxattr %s: %w", attr, err)
 		}
 	}

@@ -324,8 +324,5 @@ func (s *Store) TempDir(prefix string) (string, error) {
 	return os.MkdirTemp(s.session, prefix+"-*")
 }
 
-// Root is where the store is.
-func (s *Store) Root() string { return s.root }
-
 // isSession tells the session directories of this process from those of dead ones.
 func (s *Store) isSession(name string) bool { return strings.EqualFold(filepath.Base(s.session), name) }

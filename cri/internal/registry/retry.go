@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -66,9 +67,8 @@ func (c *conn) retrying(req *http.Request, via http.RoundTripper) (*http.Respons
 // noPoint tells errors that more than one more try will not cure: nobody listens, no such name, a bad certificate.
 func noPoint(err error) bool {
 	var dns *net.DNSError
-	var cert interface{ Unwrap() error }
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &dns) && dns.IsNotFound ||
-		errors.As(err, &cert) && strings.Contains(err.Error(), "tls: failed to verify")
+	var cert *tls.CertificateVerificationError
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &cert)
 }
 
 // pause is the wait after the given try: Backoff doubled each time up to 10 s, half of it random.
