@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/berth-project/berth/internal/atomicfile"
 )
@@ -38,6 +39,32 @@ func (s *Service) collect() {
 			}
 		}
 	}
+}
+
+// incompleteGrace is how long an image that lost a layer may wait for the pull that mends it.
+const incompleteGrace = time.Hour
+
+// dropIncomplete gives up images that lost something and that nobody has pulled again or holds. The kubelet does
+// not see them, so nobody else would.
+func (s *Service) dropIncomplete() {
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	s.mu.Lock()
+	var refs, ids []string
+	for id, e := range s.images {
+		if e.incomplete && s.retained && !s.held(id) {
+			delete(s.images, id)
+			ids, refs = append(ids, id), append(refs, e.refs...)
+		}
+	}
+	s.mu.Unlock()
+	for _, id := range ids {
+		s.log.Warn("image that lost a layer was not pulled again: removed", "image", id)
+		if err := s.erase(id); err != nil {
+			s.log.Warn("image record not removed", "image", id, "err", err)
+		}
+	}
+	s.store.Unref(refs...)
 }
 
 // sameBoot tells whether the store was last used in this boot, or was closed cleanly: then its page cache was

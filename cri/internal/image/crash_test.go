@@ -231,6 +231,27 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestIncompleteIsGivenUp checks that an image which lost a layer does not keep the others for ever.
+func TestIncompleteIsGivenUp(t *testing.T) {
+	h := newHub(t)
+	own := numbered(t, 2)
+	ownID, _ := own.DiffID()
+	root := t.TempDir()
+	_, err := open(t, root).Pull(t.Context(), h.push(t, "a:1", imageOf(t, numbered(t, 1), own)), nil)
+	must(t, err)
+	must(t, os.RemoveAll(filepath.Join(root, "layers", ownID.Hex)))
+	s := open(t, root)
+	s.DropIncomplete()
+	if u := s.Usage(); u.Bytes == 0 {
+		t.Error("given up before the containers are known")
+	}
+	s.Retain(nil)
+	s.DropIncomplete()
+	if u := s.Usage(); u.Bytes != 0 || u.Inodes != 0 {
+		t.Errorf("usage %+v", u)
+	}
+}
+
 // TestDamage breaks one thing at a time and checks that only that is lost, and that a pull mends it.
 func TestDamage(t *testing.T) {
 	h := newHub(t)

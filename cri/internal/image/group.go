@@ -3,6 +3,8 @@ package image
 import (
 	"context"
 	"sync"
+
+	"github.com/berth-project/berth/proto/errs"
 )
 
 // group lets callers that want the same thing wait for one run of it. The zero value works.
@@ -40,7 +42,7 @@ func (g *group) do(ctx context.Context, key string, work func(context.Context) (
 		wctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 		go func() {
 			defer c.cancel()
-			c.img, c.err = work(wctx)
+			c.img, c.err = guarded(wctx, work)
 			g.mu.Lock()
 			g.drop(key, c)
 			g.mu.Unlock()
@@ -66,6 +68,16 @@ func (g *group) do(ctx context.Context, key string, work func(context.Context) (
 		<-c.done
 	}
 	return nil, ctx.Err()
+}
+
+// guarded turns a panic, in what reads a stranger's manifest, into an error of this one call.
+func guarded(ctx context.Context, work func(context.Context) (*Image, error)) (img *Image, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			img, err = nil, errs.Internal.Errorf("panic: %v", p)
+		}
+	}()
+	return work(ctx)
 }
 
 // drop makes room for the next run under key. The caller holds mu.

@@ -175,6 +175,15 @@ func (s *Service) Run(ctx context.Context) error {
 	var serr error
 	wg.Go(func() { serr = s.store.Run(ctx) })
 	wg.Go(func() { s.preload(ctx) })
+	wg.Go(func() {
+		late := time.NewTimer(incompleteGrace)
+		defer late.Stop()
+		select {
+		case <-late.C:
+			s.dropIncomplete()
+		case <-ctx.Done():
+		}
+	})
 	wg.Wait()
 	if err := s.markClean(); err != nil {
 		s.log.Warn("clean shutdown not recorded", "err", err)

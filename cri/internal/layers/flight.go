@@ -176,7 +176,7 @@ func (s *Store) buildIn(ctx context.Context, dir, id string, build Builder) (*la
 		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // read only
-	res, err := build(ctx, f)
+	res, err := guarded(ctx, f, build)
 	if err != nil {
 		return nil, err
 	}
@@ -192,6 +192,16 @@ func (s *Store) buildIn(ctx context.Context, dir, id string, build Builder) (*la
 		return nil, err
 	}
 	return l, fpStaged.Hit()
+}
+
+// guarded turns a panic of a builder, which reads what strangers wrote, into an error.
+func guarded(ctx context.Context, f *os.File, build Builder) (res *Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = errs.Internal.Errorf("panic while unpacking: %v", p)
+		}
+	}()
+	return build(ctx, f)
 }
 
 // diskError classes what the disk says; other errors have their class already.

@@ -236,6 +236,11 @@ func startStage(ctx context.Context, open func() (io.Reader, func(), error), h h
 	}
 	go func() {
 		defer close(s.done)
+		defer func() {
+			if p := recover(); p != nil { // a decompressor's bug must cost one layer, not the daemon
+				s.send(chunk{err: errs.Internal.Errorf("panic while unpacking: %v", p)})
+			}
+		}()
 		r, end, err := open()
 		if err != nil {
 			s.send(chunk{err: err})
