@@ -30,7 +30,7 @@ func (c *ctr) withCgroups() *ctr {
 			c.cleanup()
 			var err error
 			for range 200 {
-				if err = unix.Rmdir(dir); err == nil {
+				if err = unix.Rmdir(dir); err == nil || err == unix.ENOENT {
 					return
 				}
 				time.Sleep(10 * time.Millisecond)

@@ -190,7 +190,7 @@ func rootfs(t testing.TB) string {
 	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), b, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range strings.Fields("sh cat ls echo sleep true false id mount umount ps kill grep readlink stat head tail wc yes mkdir touch env pwd hostname ip od dd seq usleep printf test chmod ln rm stty tty") {
+	for _, a := range strings.Fields("sh cat ls echo sleep true false id mount umount ps kill grep readlink stat head tail wc yes mkdir touch env pwd hostname ip od dd seq usleep printf test chmod ln rm stty tty cut") {
 		if err := os.Link(filepath.Join(dir, "bin/busybox"), filepath.Join(dir, "bin", a)); err != nil {
 			t.Fatal(err)
 		}

@@ -22,6 +22,7 @@ import (
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 	"github.com/berth-project/berth/shim/internal/executor"
 	"github.com/berth-project/berth/shim/internal/launch"
+	"github.com/berth-project/berth/shim/internal/oci"
 	"github.com/berth-project/berth/shim/internal/reap"
 	"github.com/berth-project/berth/shim/internal/stdio"
 	"github.com/berth-project/berth/shim/internal/supervisor"
@@ -126,7 +127,11 @@ func (sh *shim) start(ctx context.Context) (*supervisor.Native, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &supervisor.Native{Executor: ex}, nil
+	programs, err := oci.New(launcher, sh.reaper)
+	if err != nil {
+		return nil, err
+	}
+	return &supervisor.Native{Executor: ex, OCI: programs}, nil
 }
 
 // accept serves every connection until the listener is closed.

@@ -211,4 +211,4 @@ func loopbackUp(p *plan.Plan) {
 }
 
 // SpecNamespaceFlag is the CLONE_NEW* flag of a namespace type of the runtime spec.
-func SpecNamespaceFlag(t specs.LinuxNamespaceType) int { return NamespaceFlag(namespaceKind(t)) }
+func SpecNamespaceFlag(t specs.LinuxNamespaceType) int { return NamespaceFlag(NamespaceKind(t)) }

@@ -67,6 +67,9 @@ func (c *compiler) devices() error {
 		{"pts/ptmx", "ptmx"}, {"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
 		{"/proc/self/fd/2", "stderr"}, {"/proc/kcore", "core"},
 	} {
+		if l[1] == "core" && !c.host.kcore {
+			continue
+		}
 		c.Add(plan.Call("link /dev/"+l[1], unix.SYS_SYMLINKAT, plan.S(l[0]), dev, plan.S(l[1])).Passing(unix.EEXIST))
 	}
 	return nil
@@ -118,10 +121,24 @@ func (c *compiler) device(d *specs.LinuxDevice, node int, replace bool) error {
 	return nil
 }
 
+// null makes descriptor i the null device: the container's own node for its first process, which made it a moment
+// ago, and the host's, read-only mounted, for an exec, which can not trust what is in the container.
+func (c *compiler) null(i int) {
+	from := plan.F(c.host.nullRW, "null")
+	if c.spec != nil {
+		from = plan.R(c.Open(plan.Openat2("open /dev/null", c.root, "/dev/null", unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY, 0, inside)))
+	}
+	c.Add(plan.Call("set up stdio", unix.SYS_DUP3, from, plan.I(i), plan.I(0)).Returning(int64(i)))
+}
+
 // stdio gives the process its descriptors 0, 1 and 2: the ones passed, or a terminal of the container's own devpts.
 func (c *compiler) stdio(p *specs.Process, fds Stdio) error {
 	if !p.Terminal {
 		for i, fd := range fds {
+			if fd < 0 {
+				c.null(i)
+				continue
+			}
 			c.Add(plan.Call("set up stdio", unix.SYS_DUP3, plan.F(fd, [...]string{"stdin", "stdout", "stderr"}[i]), plan.I(i), plan.I(0)).Returning(int64(i)))
 		}
 		return nil

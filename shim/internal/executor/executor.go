@@ -36,7 +36,7 @@ type Cgroups struct {
 	Tasks   []int
 }
 
-// Stdio are the descriptors that become 0, 1 and 2; unused with a terminal.
+// Stdio are the descriptors that become 0, 1 and 2; -1 is the null device. Unused with a terminal.
 type Stdio [3]int
 
 // Start is a container to run. Descriptors stay the caller's.

@@ -14,7 +14,9 @@ import (
 // host is what compiling needs to know of the machine and of this process; read once.
 type host struct {
 	proc    int // O_PATH descriptor of a verified procfs root
-	null    int // O_PATH descriptor of the verified /dev/null
+	null    int // detached read-only mount of the verified /dev/null: nothing can be changed through it
+	nullRW  int // the null device, opened through that mount
+	kcore   bool
 	lastCap int
 	have    uint64 // own permitted capabilities
 	hard    map[int]uint64
@@ -40,13 +42,11 @@ func openHost() (*host, error) {
 	if err := unix.Fstatfs(h.proc, &fs); err != nil || fs.Type != unix.PROC_SUPER_MAGIC {
 		return nil, errs.FailedPrecondition.Errorf("/proc is not a procfs (%v)", err)
 	}
-	if h.null, err = unix.Open("/dev/null", unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0); err != nil {
+	if err := h.openNull(); err != nil {
 		return nil, fmt.Errorf("open /dev/null: %w", err)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(h.null, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
-		return nil, errs.FailedPrecondition.Errorf("/dev/null is not the null device (%v)", err)
-	}
+	_, err = os.Stat("/proc/kcore")
+	h.kcore = err == nil
 	for _, res := range rlimitNumbers() {
 		var lim unix.Rlimit
 		if err := unix.Getrlimit(res, &lim); err == nil {
@@ -62,6 +62,27 @@ func openHost() (*host, error) {
 	}
 	h.cgroups, h.unified = parseCgroupMounts(string(mounts))
 	return h, nil
+}
+
+// openNull opens the null device for processes. What they get comes through a read-only mount, because root in a
+// container may fchmod(2) its descriptors, and mode and owner of the host's node are not its to change.
+func (h *host) openNull() (err error) {
+	if h.null, err = unix.OpenTree(unix.AT_FDCWD, "/dev/null", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(h.null, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
+		return errs.FailedPrecondition.Errorf("/dev/null is not the null device")
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(h.null, "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return err
+	}
+	h.nullRW, err = unix.Open("/proc/self/fd/"+strconv.Itoa(h.null), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	return err
 }
 
 func (h *host) readStatus() error {

@@ -162,7 +162,7 @@ func compileInit(p *plan.Plan, h *host, image *os.File) error {
 	}
 	c.session()
 	for fd := range 3 {
-		p.Add(plan.Call("set up stdio", unix.SYS_DUP3, plan.F(h.null, "null"), plan.I(fd), plan.I(0)))
+		p.Add(plan.Call("set up stdio", unix.SYS_DUP3, plan.F(h.nullRW, "null"), plan.I(fd), plan.I(0)))
 	}
 	none := &capSets{}
 	c.dropBounding(none)

@@ -85,7 +85,7 @@ func (e *Executor) prepare(ctx context.Context, s *Start) (_ *inputs, err error)
 		return nil, err
 	}
 	if len(s.Spec.Linux.MaskedPaths) > 0 {
-		if in.null, err = in.clone(e.host.null, "", 0); err != nil {
+		if in.null, err = in.cloneNull(); err != nil {
 			return nil, fmt.Errorf("clone /dev/null: %w", err)
 		}
 	}
@@ -95,7 +95,7 @@ func (e *Executor) prepare(ctx context.Context, s *Start) (_ *inputs, err error)
 // namespaces sorts the spec's namespaces into those entered and those made.
 func (e *Executor) namespaces(ctx context.Context, s *Start, in *inputs) error {
 	for _, ns := range s.Spec.Linux.Namespaces {
-		kind := namespaceKind(ns.Type)
+		kind := NamespaceKind(ns.Type)
 		fd, join := s.Join[kind]
 		switch {
 		case ns.Path != "":
@@ -129,7 +129,8 @@ func (e *Executor) namespaces(ctx context.Context, s *Start, in *inputs) error {
 	return nil
 }
 
-func namespaceKind(t specs.LinuxNamespaceType) string {
+// NamespaceKind is the kind (proto/shim/v1) of a namespace type of the runtime spec; empty if it is not supported.
+func NamespaceKind(t specs.LinuxNamespaceType) string {
 	switch t {
 	case specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.UserNamespace, specs.CgroupNamespace:
 		return string(t)
@@ -153,6 +154,27 @@ func (in *inputs) clone(dir int, path string, flags uint) (int, error) {
 		return -1, err
 	}
 	return in.keep(fd), nil
+}
+
+// cloneNull makes a read-only mount of /dev/null to mask files with.
+func (in *inputs) cloneNull() (int, error) {
+	fd, err := in.clone(in.host.null, "", 0)
+	if !errors.Is(err, unix.EINVAL) {
+		return fd, err
+	}
+	// before Linux 6.15 a detached mount can not be cloned
+	if fd, err = in.clone(unix.AT_FDCWD, "/dev/null", unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return -1, err
+	}
+	var have, want unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &have), unix.Fstat(in.host.null, &want)); err != nil {
+		return -1, err
+	}
+	if have.Rdev != want.Rdev || have.Mode&unix.S_IFMT != unix.S_IFCHR {
+		return -1, errs.FailedPrecondition.Errorf("/dev/null is not the null device")
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
+	return fd, unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr)
 }
 
 // prepareRootfs makes the root file system as a detached mount.
@@ -286,4 +308,22 @@ func statDir(fd int) (bool, error) {
 		return false, os.NewSyscallError("fstat", err)
 	}
 	return st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+}
+
+// MountRootfs mounts a rootfs on the directory target of the calling process's mount namespace, for runtimes that
+// want it there. join holds the pod's user namespace, if it has one.
+func MountRootfs(r *v1.Rootfs, spec *specs.Spec, join map[string]int, target string) error {
+	in := &inputs{join: map[string]int{}, rootUID: mapped(spec.Linux.UIDMappings), rootGID: mapped(spec.Linux.GIDMappings)}
+	defer in.close()
+	if fd, ok := join["user"]; ok {
+		in.join["user"] = fd
+	}
+	fd, err := in.prepareRootfs(r)
+	if err != nil {
+		return err
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount the rootfs on %s: %w", target, err)
+	}
+	return nil
 }

@@ -31,11 +31,9 @@ func (s *Supervisor) exec(ctx context.Context, r *v1.Exec, fds []*os.File) (_ an
 	if x.Filter, err = s.filter(r.Seccomp); err != nil {
 		return nil, nil, err
 	}
-	null, err := execStdio(x, r.Stdio, streams)
-	if err != nil {
+	if err := execStdio(x, r.Stdio, streams); err != nil {
 		return nil, nil, err
 	}
-	defer null.Close() //nolint:errcheck // /dev/null
 	c, init, err := s.reserveExec(r)
 	if err != nil {
 		return nil, nil, err
@@ -59,25 +57,20 @@ func (s *Supervisor) exec(ctx context.Context, r *v1.Exec, fds []*os.File) (_ an
 	return reply, reply.lent, nil
 }
 
-// execStdio assigns the descriptors that came to the streams that were named; the others are /dev/null.
-func execStdio(x *executor.Exec, names []string, files []*os.File) (*os.File, error) {
+// execStdio assigns the descriptors that came to the streams that were named; the others are the null device.
+func execStdio(x *executor.Exec, names []string, files []*os.File) error {
 	if len(names) != len(files) || (x.Process.Terminal && len(names) > 0) {
-		return nil, errs.InvalidArgument.Errorf("%d stdio names and %d descriptors, terminal %v", len(names), len(files), x.Process.Terminal)
+		return errs.InvalidArgument.Errorf("%d stdio names and %d descriptors, terminal %v", len(names), len(files), x.Process.Terminal)
 	}
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	x.Stdio = executor.Stdio{int(null.Fd()), int(null.Fd()), int(null.Fd())}
+	x.Stdio = executor.Stdio{-1, -1, -1}
 	for i, name := range names {
 		n := slices.Index([]string{v1.HandleStdin, v1.HandleStdout, v1.HandleStderr}, name)
 		if n < 0 {
-			_ = null.Close()
-			return nil, errs.InvalidArgument.Errorf("stdio %q", name)
+			return errs.InvalidArgument.Errorf("stdio %q", name)
 		}
 		x.Stdio[n] = int(files[i].Fd())
 	}
-	return null, nil
+	return nil
 }
 
 // reserveExec finds the container, takes the exec's id and pins the container's process.

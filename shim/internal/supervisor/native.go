@@ -7,15 +7,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 	"github.com/berth-project/berth/shim/internal/executor"
+	"github.com/berth-project/berth/shim/internal/oci"
 )
 
-// Native is the Runtime of the shim's own executor. OCI, if not nil, takes the containers that name a program.
+// Native is the Runtime of the shim's own executor, and of OCI programs for the containers that name one.
 type Native struct {
 	Executor *executor.Executor
-	OCI      Runtime
+	OCI      *oci.Runtime
 }
 
 // Pod implements Runtime.
@@ -24,12 +24,13 @@ func (n *Native) Pod(ctx context.Context, r *v1.RunPod, cg executor.Cgroups) (*e
 }
 
 // Start implements Runtime.
-func (n *Native) Start(ctx context.Context, s *executor.Start, oci *v1.OCIRuntime) (*executor.Process, Workload, error) {
-	if oci != nil {
-		if n.OCI == nil {
-			return nil, nil, errs.Unimplemented.Errorf("OCI runtimes are not supported")
+func (n *Native) Start(ctx context.Context, s *executor.Start, o *v1.OCIRuntime) (*executor.Process, Workload, error) {
+	if o != nil {
+		p, c, err := n.OCI.Start(ctx, s, o)
+		if err != nil {
+			return nil, nil, err
 		}
-		return n.OCI.Start(ctx, s, oci)
+		return p, c, nil
 	}
 	p, err := n.Executor.Start(ctx, s)
 	if err != nil {
@@ -43,12 +44,9 @@ func (n *Native) Start(ctx context.Context, s *executor.Start, oci *v1.OCIRuntim
 }
 
 // Adopt implements Runtime.
-func (n *Native) Adopt(id string, pid int, oci *v1.OCIRuntime) (Workload, error) {
-	if oci != nil {
-		if n.OCI == nil {
-			return nil, errs.Unimplemented.Errorf("OCI runtimes are not supported")
-		}
-		return n.OCI.Adopt(id, pid, oci)
+func (n *Native) Adopt(id string, pid int, o *v1.OCIRuntime) (Workload, error) {
+	if o != nil {
+		return n.OCI.Adopt(id, o), nil
 	}
 	return &nativeWorkload{executor: n.Executor, namespaces: namespacesOf(pid)}, nil
 }

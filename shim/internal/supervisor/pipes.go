@@ -29,8 +29,6 @@ func makePipes(terminal, stdin bool) (*pipes, error) {
 		if err == nil { // its writer is a goroutine; a container that does not read must not hold a thread
 			err = unix.SetNonblock(int(p.parent[v1.HandleStdin].Fd()), true)
 		}
-	} else {
-		p.child[0], err = os.OpenFile("/dev/null", os.O_RDONLY, 0)
 	}
 	for i, name := range [...]string{1: v1.HandleStdout, 2: v1.HandleStderr} {
 		if name != "" && err == nil {
@@ -55,10 +53,13 @@ func pipe() (r, w *os.File, err error) {
 }
 
 func (p *pipes) stdio() executor.Stdio {
-	if p.child[0] == nil {
-		return executor.Stdio{-1, -1, -1}
+	fds := executor.Stdio{-1, -1, -1}
+	for i, f := range p.child {
+		if f != nil {
+			fds[i] = int(f.Fd())
+		}
 	}
-	return executor.Stdio{int(p.child[0].Fd()), int(p.child[1].Fd()), int(p.child[2].Fd())}
+	return fds
 }
 
 // chown gives the pipes to the container's user, who may open them again by /dev/stdout.
