@@ -60,13 +60,14 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (*Image, err
 	return img, nil
 }
 
-// pullError names the image, behind the words that the kubelet looks for at the start.
+// pullError names the image, behind the word that the kubelet looks for at the start.
 func pullError(r registry.Reference, err error) error {
-	text := err.Error()
-	if rest, ok := strings.CutPrefix(text, registry.Unreachable); ok {
-		return errs.Of(err).Errorf("%spull %s: %w", registry.Unreachable, r, &silent{rest, err})
+	lead := ""
+	if errs.Of(err) == errs.Unavailable && strings.Contains(err.Error(), registry.Unreachable) {
+		lead = registry.Unreachable
 	}
-	return errs.Of(err).Errorf("pull %s: %w", r, err)
+	text := strings.ReplaceAll(err.Error(), registry.Unreachable, "")
+	return errs.Of(err).Errorf("%spull %s: %w", lead, r, &silent{text, err})
 }
 
 // silent is an error with a text of its own.

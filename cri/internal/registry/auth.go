@@ -143,7 +143,11 @@ func (a *authorizer) token(ctx context.Context, c *conn, params map[string]strin
 		return "", err
 	}
 	req.Header.Set("User-Agent", c.cfg.UserAgent)
-	resp, err := c.retrying(req, c.away)
+	via := http.RoundTripper(c.away)
+	if realm.Host == c.host.addr {
+		via = c.home
+	}
+	resp, err := c.retrying(req, via)
 	if err != nil {
 		return "", fmt.Errorf("token endpoint: %w", err)
 	}

@@ -68,7 +68,9 @@ func (c *conn) retrying(req *http.Request, via http.RoundTripper) (*http.Respons
 func noPoint(err error) bool {
 	var dns *net.DNSError
 	var cert *tls.CertificateVerificationError
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &cert)
+	var plain tls.RecordHeaderError
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &dns) && dns.IsNotFound ||
+		errors.As(err, &cert) || errors.As(err, &plain)
 }
 
 // pause is the wait after the given try: Backoff doubled each time up to 10 s, half of it random.
@@ -114,7 +116,12 @@ func connError(scheme, addr string, err error) error {
 	if errors.As(err, &ue) {
 		err = ue.Err
 	}
-	return errs.Unavailable.Errorf(Unreachable+"%s://%s: %w", scheme, addr, err)
+	hint := ""
+	var plain tls.RecordHeaderError
+	if errors.As(err, &plain) {
+		hint = " (if it speaks plain http, say so in its hosts.toml: server = \"http://" + addr + "\")"
+	}
+	return errs.Unavailable.Errorf(Unreachable+"%s://%s: %w%s", scheme, addr, err, hint)
 }
 
 // scheme is what req was sent by, for messages: a guessed one may have turned out otherwise.

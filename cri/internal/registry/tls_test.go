@@ -116,6 +116,26 @@ func TestNoDowngrade(t *testing.T) {
 	}
 }
 
+// TestRedirectIsVerified checks that the trust in a loopback registry does not extend to where it points.
+func TestRedirectIsVerified(t *testing.T) {
+	tls := httptest.NewTLSServer(flaky(1<<30, true))
+	defer tls.Close()
+	s := newServer(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, tls.URL, http.StatusFound) })
+	if _, err := fetch(t, openRepo(t, testConfig(""), s.host+"/app:1", nil)); err == nil || !strings.Contains(err.Error(), "verify") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestPlainHTTPNeedsAWord checks that a registry elsewhere is not asked in plain, and that the error says what to do.
+func TestPlainHTTPNeedsAWord(t *testing.T) {
+	s := newServer(t, flaky(1<<30, true))
+	dir := t.TempDir()
+	hostsToml(t, dir, "r.example", fmt.Sprintf("server=%q", "https://"+s.host))
+	if _, err := fetch(t, openRepo(t, testConfig(dir), "r.example/app:1", nil)); err == nil || !strings.Contains(err.Error(), "hosts.toml") || s.count("GET") != 0 {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestHostsFileErrors(t *testing.T) {
 	dir := t.TempDir()
 	hostsToml(t, dir, "bad.example", "server = [")
