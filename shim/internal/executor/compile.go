@@ -20,16 +20,18 @@ const (
 // compiler builds the plan of one process.
 type compiler struct {
 	*plan.Plan
-	in      *inputs
-	spec    *specs.Spec
-	host    *host
-	root    plan.Arg            // the rootfs
-	made    map[int]plan.Slot   // detached mounts the child made before it left the old root, by mount index
-	dirs    map[string]plan.Arg // directories opened for devices
-	devpts  plan.Slot
-	mask    plan.Slot // empty read-only tmpfs
-	cwd     plan.Slot
-	private bool // the mount namespace's root is not shared
+	in     *inputs
+	spec   *specs.Spec
+	host   *host
+	root   plan.Arg            // the rootfs
+	made   map[int]plan.Slot   // detached mounts the child made before it left the old root, by mount index
+	dirs   map[string]plan.Arg // directories opened for devices
+	devpts plan.Slot
+	mask   plan.Slot // empty read-only tmpfs
+	cwd    plan.Slot
+	// apparmor is the process's own attr/apparmor/exec, open for writing.
+	apparmor plan.Slot
+	private  bool // the mount namespace's root is not shared
 }
 
 // compileStart is the plan of a container's first process. It is pure: it only writes down numbers of in.
@@ -111,6 +113,16 @@ func (c *compiler) begin(p *specs.Process) {
 			plan.Close(plan.R(fd)))
 	}
 	c.raiseRlimits(p.Rlimits)
+	if p.ApparmorProfile != "" && c.host.apparmor { // opened by who will write it: see NrClone's second process
+		c.apparmor = c.Slot()
+		c.openLabel()
+	}
+}
+
+// openLabel opens the file of the process that runs the step.
+func (c *compiler) openLabel() {
+	c.Add(plan.Openat2("open the AppArmor attribute", plan.F(c.host.proc, "proc"), "thread-self/attr/apparmor/exec", unix.O_WRONLY, 0,
+		unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV).Into(c.apparmor))
 }
 
 // becomeRoot takes the identity of root in a user namespace that was just entered.
@@ -147,6 +159,9 @@ func (c *compiler) enterNamespaces() {
 	if in.newPid && in.userns() {
 		c.Add(plan.Call("make a pid namespace", plan.NrClone, plan.I(unix.CLONE_NEWPID)),
 			plan.Barrier("wait for the supervisor"), plan.Prctl("make itself undumpable", unix.PR_SET_DUMPABLE, plan.I(0)))
+		if c.apparmor != 0 {
+			c.openLabel()
+		}
 	}
 	c.session()
 	if in.fresh["uts"] {
@@ -161,7 +176,8 @@ func (c *compiler) enterNamespaces() {
 // these only where nobody has hidden parts of them.
 func (c *compiler) prepareVisible() {
 	c.Add(plan.Call("make a mount namespace", unix.SYS_UNSHARE, plan.I(unix.CLONE_NEWNS)))
-	for fstype, dir := range map[string]string{"proc": "/proc", "sysfs": "/sys"} {
+	for _, v := range [...][2]string{{"proc", "/proc"}, {"sysfs", "/sys"}} {
+		fstype, dir := v[0], v[1]
 		what := "mount " + fstype
 		fs := c.Open(plan.Fsopen(what, fstype))
 		c.Add(plan.FsCreate(what, plan.R(fs)))

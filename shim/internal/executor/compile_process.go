@@ -16,6 +16,7 @@ import (
 // without no_new_privs a filter can only be loaded while CAP_SYS_ADMIN is there, with it the filter comes last.
 func (c *compiler) finish(p *specs.Process, filter *Filter, userns bool) error {
 	c.scheduling(p)
+	c.label(p)
 	if c.spec != nil && c.spec.Linux.Personality != nil {
 		persona := uint64(0)
 		if c.spec.Linux.Personality.Domain == specs.PerLinux32 {
@@ -53,6 +54,14 @@ func (c *compiler) finish(p *specs.Process, filter *Filter, userns bool) error {
 	}
 	c.exec(p)
 	return nil
+}
+
+// label asks for the AppArmor profile that execve changes to. The file was opened in begin, through the host's
+// verified procfs; nothing in the container can stand in its place.
+func (c *compiler) label(p *specs.Process) {
+	if c.apparmor != 0 {
+		c.Add(plan.Write("set AppArmor profile "+p.ApparmorProfile, plan.R(c.apparmor), "exec "+p.ApparmorProfile), plan.Close(plan.R(c.apparmor)))
+	}
 }
 
 func (c *compiler) seccomp(f *Filter) {

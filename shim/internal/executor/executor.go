@@ -94,7 +94,7 @@ func New(l *launch.Launcher) (*Executor, error) {
 
 // Start runs a container. On an error nothing is left of it.
 func (e *Executor) Start(ctx context.Context, s *Start) (*Process, error) {
-	if err := validate(s); err != nil {
+	if err := validate(s, e.host); err != nil {
 		return nil, err
 	}
 	in, err := e.prepare(ctx, s)
@@ -102,6 +102,7 @@ func (e *Executor) Start(ctx context.Context, s *Start) (*Process, error) {
 		return nil, err
 	}
 	defer in.close()
+	setHome(s.Spec.Process, in.rootfs)
 	p, err := compileStart(s.Spec, in)
 	if err != nil {
 		return nil, err
@@ -125,6 +126,10 @@ func (e *Executor) Start(ctx context.Context, s *Start) (*Process, error) {
 func (e *Executor) Exec(ctx context.Context, x *Exec) (*Process, error) {
 	if err := validateProcess(x.Process, e.host); err != nil {
 		return nil, err
+	}
+	if root, err := openRoot(x.Init); err == nil {
+		setHome(x.Process, root)
+		_ = unix.Close(root)
 	}
 	p, err := compileExec(x, e.host)
 	if err != nil {

@@ -13,16 +13,18 @@ import (
 
 // host is what compiling needs to know of the machine and of this process; read once.
 type host struct {
-	proc    int // O_PATH descriptor of a verified procfs root
-	null    int // detached read-only mount of the verified /dev/null: nothing can be changed through it
-	nullRW  int // the null device, opened through that mount
-	kcore   bool
-	lastCap int
-	have    uint64 // own permitted capabilities
-	hard    map[int]uint64
-	ignored []int // signals that this process ignores and a child would inherit as ignored
-	cgroups []hierarchy
-	unified string // mount point of cgroup2, if it is the only hierarchy
+	proc   int // O_PATH descriptor of a verified procfs root
+	null   int // detached read-only mount of the verified /dev/null: nothing can be changed through it
+	nullRW int // the null device, opened through that mount
+	kcore  bool
+	// apparmor tells whether AppArmor is active.
+	apparmor bool
+	lastCap  int
+	have     uint64 // own permitted capabilities
+	hard     map[int]uint64
+	ignored  []int // signals that this process ignores and a child would inherit as ignored
+	cgroups  []hierarchy
+	unified  string // mount point of cgroup2, if it is the only hierarchy
 }
 
 // hierarchy is a mounted v1 cgroup hierarchy.
@@ -47,6 +49,8 @@ func openHost() (*host, error) {
 	}
 	_, err = os.Stat("/proc/kcore")
 	h.kcore = err == nil
+	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	h.apparmor = err == nil && strings.HasPrefix(string(enabled), "Y")
 	for _, res := range rlimitNumbers() {
 		var lim unix.Rlimit
 		if err := unix.Getrlimit(res, &lim); err == nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // validate refuses what the executor does not do, rather than do less than was asked for.
-func validate(s *Start) error {
+func validate(s *Start, h0 *host) error {
 	spec := s.Spec
 	if spec == nil || spec.Process == nil || spec.Linux == nil {
 		return errs.InvalidArgument.Errorf("the spec has no process or no linux section")
@@ -29,16 +29,16 @@ func validate(s *Start) error {
 	case spec.VM != nil, spec.Windows != nil, spec.Solaris != nil:
 		return errs.InvalidArgument.Errorf("the spec is for another platform")
 	}
-	return validateProcess(spec.Process, nil)
+	return validateProcess(spec.Process, h0)
 }
 
-func validateProcess(p *specs.Process, _ *host) error {
+func validateProcess(p *specs.Process, h *host) error {
 	switch {
 	case len(p.Args) == 0 || p.Args[0] == "":
 		return errs.InvalidArgument.Errorf("the process has no arguments")
 	case !path.IsAbs(p.Cwd):
 		return errs.InvalidArgument.Errorf("the working directory %q is not absolute", p.Cwd)
-	case p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined":
+	case p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined" && !h.apparmor:
 		return errs.FailedPrecondition.Errorf("AppArmor profile %q is asked for, but AppArmor is not active", p.ApparmorProfile)
 	case p.SelinuxLabel != "":
 		return errs.FailedPrecondition.Errorf("SELinux label %q is asked for, but SELinux is not active", p.SelinuxLabel)
