@@ -3,8 +3,11 @@ package harness
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -78,4 +81,60 @@ func rmTree(dir string) error {
 		}
 	}
 	return syscall.Rmdir(dir)
+}
+
+// JoinCgroup puts this process into a group in every hierarchy.
+func JoinCgroup(path string) error {
+	all, err := hierarchies()
+	for _, h := range all {
+		err = errors.Join(err, os.WriteFile(filepath.Join(h+path, "cgroup.procs"), []byte("0"), 0))
+	}
+	return err
+}
+
+// CgroupUsage is the CPU time that a group and all that ever were below it have used.
+func CgroupUsage(path string) (time.Duration, error) {
+	all, err := hierarchies()
+	if err != nil {
+		return 0, err
+	}
+	for _, h := range all {
+		if b, err := os.ReadFile(filepath.Join(h+path, "cpuacct.usage")); err == nil {
+			return parseTime(string(b), time.Nanosecond)
+		}
+	}
+	for _, h := range all {
+		b, err := os.ReadFile(filepath.Join(h+path, "cpu.stat"))
+		if _, after, ok := strings.Cut(string(b), "usage_usec "); err == nil && ok {
+			line, _, _ := strings.Cut(after, "\n")
+			return parseTime(line, time.Microsecond)
+		}
+	}
+	return 0, errors.New("no hierarchy counts the CPU time of " + path)
+}
+
+func parseTime(s string, unit time.Duration) (time.Duration, error) {
+	n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64)
+	return time.Duration(n) * unit, err
+}
+
+// CgroupPids are the processes in a group and all below it, in any hierarchy.
+func CgroupPids(path string) ([]int, error) {
+	all, err := hierarchies()
+	seen := map[int]bool{}
+	for _, h := range all {
+		_ = filepath.WalkDir(h+path, func(p string, d fs.DirEntry, werr error) error {
+			if werr != nil || !d.IsDir() {
+				return nil //nolint:nilerr // a group that has just gone
+			}
+			b, _ := os.ReadFile(filepath.Join(p, "cgroup.procs"))
+			for f := range strings.FieldsSeq(string(b)) {
+				if n, err := strconv.Atoi(f); err == nil && n > 0 { // 0 is outside this pid namespace
+					seen[n] = true
+				}
+			}
+			return nil
+		})
+	}
+	return slices.Sorted(maps.Keys(seen)), err
 }

@@ -22,11 +22,12 @@ type Lab struct {
 	Dir  string // what may be large: images, kubelet
 	Run  string // sockets
 	Pods string // address range of pods
+	Own  string // cgroup of Berth's shims; NewLab's is /berth-NAME
 }
 
 // NewLab names the directories of a lab: /var/lib/berth-NAME and /run/berth-NAME.
 func NewLab(name, bin, tool string) *Lab {
-	return &Lab{Name: name, Bin: bin, Tool: tool, Dir: "/var/lib/berth-" + name, Run: "/run/berth-" + name, Pods: "10.88.0.0/16"}
+	return &Lab{Name: name, Bin: bin, Tool: tool, Dir: "/var/lib/berth-" + name, Run: "/run/berth-" + name, Pods: "10.88.0.0/16", Own: "/berth-" + name}
 }
 
 // Socket is the CRI socket of the lab's Berth.
@@ -115,7 +116,7 @@ func (l *Lab) WriteConfig(o Options) (string, error) {
 	}
 	conf := filepath.Join(l.Run, "berth.toml")
 	text := fmt.Sprintf(criConfig, filepath.Join(l.Dir, "berth"), filepath.Join(l.Run, "berth"), l.Socket(), filepath.Join(l.Run, "debug.sock"), o.LogLevel,
-		filepath.Join(l.Bin, "berth-shim"), "/berth-"+l.Name, l.Hosts(), filepath.Join(l.Dir, "preload"), net, filepath.Join(l.Bin, "cni"), l.Tool, filepath.Join(l.Run, "cni-cache"), o.More)
+		filepath.Join(l.Bin, "berth-shim"), l.Own, l.Hosts(), filepath.Join(l.Dir, "preload"), net, filepath.Join(l.Bin, "cni"), l.Tool, filepath.Join(l.Run, "cni-cache"), o.More)
 	return conf, os.WriteFile(conf, []byte(text), 0o644)
 }
 
@@ -137,9 +138,14 @@ func (l *Lab) RestartCRI(ctx context.Context, conf string, env []string) (*Proce
 	return p, l.AwaitCRI(ctx, p)
 }
 
-// AwaitCRI returns when the socket answers Version.
+// AwaitCRI returns when the lab's Berth answers.
 func (l *Lab) AwaitCRI(ctx context.Context, p *Process) error {
-	c, err := Dial(l.Socket())
+	return AwaitVersion(ctx, l.Socket(), p)
+}
+
+// AwaitVersion returns when the CRI at socket answers Version, or with an error when p has ended.
+func AwaitVersion(ctx context.Context, socket string, p *Process) error {
+	c, err := Dial(socket)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func emptyRuntime(ctx context.Context, socket string) error {
 // fails if anything of the lab is still there.
 func (l *Lab) Clear() error {
 	all := []error{l.clearNetwork()}
-	for _, g := range []string{"/berth-" + l.Name, l.Cgroup()} {
+	for _, g := range []string{l.Own, l.Cgroup()} {
 		all = append(all, RemoveCgroup(g))
 	}
 	for _, dir := range []string{l.Run, l.Dir} {
