@@ -18,6 +18,9 @@ import (
 	"github.com/berth-project/berth/shim/internal/stdio"
 )
 
+// planLimit ends a start or an exec whose process hangs before its execve, on a dead file server for example.
+const planLimit = 2 * time.Minute
+
 // container is one container, from Start to Delete.
 type container struct {
 	cfg       v1.Container
@@ -52,6 +55,8 @@ func (c *container) handles() ([]string, []*os.File) {
 // start creates and starts a container.
 func (s *Supervisor) start(ctx context.Context, r *v1.Start, fds []*os.File) (_ any, _ []*os.File, err error) {
 	defer closeAll(fds)
+	ctx, cancel := context.WithTimeout(ctx, planLimit)
+	defer cancel()
 	cg, _, err := cut(r.Cgroups, fds)
 	if err != nil {
 		return nil, nil, err
