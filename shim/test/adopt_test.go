@@ -38,13 +38,13 @@ func TestShimKilledAndReplaced(t *testing.T) {
 	subreaper(t)
 	old := launchShim(t)
 	layer := rootfs(t)
-	const lines = 4000
-	c := old.container(spec("sh", "-c", "trap 'exit 42' TERM; i=0; while [ $i -lt 4000 ]; do echo line $i; i=$((i+1)); done; echo end; while true; do usleep 1000; done"), layer).run()
+	const lines = 300000
+	c := old.container(spec("sh", "-c", "trap 'exit 42' TERM; seq 1 300000; printf half; echo; printf 'end\\n'; while true; do usleep 1000; done"), layer).run()
 	code := old.container(spec("sh", "-c", "sleep 0.3; exit 17"), layer).run()
 	pod := unique("pod")
 	var podReply v1.RunPodReply
 	podFds := old.must(v1.MethodRunPod, v1.RunPod{ID: pod, Namespaces: []string{"net", "uts"}, Hostname: "kept"}, nil, &podReply)
-	time.Sleep(5 * time.Millisecond) // in the middle of the output
+	time.Sleep(time.Duration(1+os.Getpid()%9) * time.Millisecond) // in the middle of the output
 	_ = old.cmd.Process.Kill()
 	_, _ = old.cmd.Process.Wait()
 	collect(t, code.reply.Pid) // it ends while no shim lives
@@ -73,7 +73,7 @@ func TestShimKilledAndReplaced(t *testing.T) {
 		t.Errorf("adopted pod's hostname: %q", joined.text())
 	}
 	deadline := time.Now().Add(20 * time.Second)
-	for !strings.HasSuffix(c.text(), "end\n") && time.Now().Before(deadline) {
+	for !strings.HasSuffix(c.text(), "half\nend\n") && time.Now().Before(deadline) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if out, code := s.execute(c, "sh", "-c", "cat /proc/1/comm; hostname >/dev/null"); code != 0 || out != "sh\n" {
@@ -86,9 +86,9 @@ func TestShimKilledAndReplaced(t *testing.T) {
 	}
 	var want strings.Builder
 	for i := range lines {
-		want.WriteString("line " + itoa(i) + "\n")
+		want.WriteString(itoa(i+1) + "\n")
 	}
-	want.WriteString("end\n")
+	want.WriteString("half\nend\n")
 	if got := c.text(); got != want.String() {
 		t.Errorf("the log has %d bytes, want %d", len(got), want.Len())
 	}

@@ -322,6 +322,9 @@ func (c *ctr) log() string {
 	}
 	var out strings.Builder
 	for line := range strings.Lines(string(b)) {
+		if !strings.HasSuffix(line, "\n") {
+			break // it is being written
+		}
 		if len(line) < 31 || line[30] != ' ' {
 			c.s.t.Fatalf("bad log line %q", line)
 		}

@@ -12,6 +12,7 @@ package crilog
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -29,6 +30,7 @@ const MaxLine = 16 << 10
 // zero Log, and a nil one, drops everything.
 type Log struct {
 	dir, name string
+	journal   *Journal // nil without one
 
 	mu      sync.Mutex // held over a write, so that Reopen knows which file a record went to
 	file    *os.File
@@ -37,9 +39,10 @@ type Log struct {
 	cause   error
 }
 
-// Open opens (or makes) the log file name, which is resolved beneath dir without following links.
-func Open(dir, name string) (*Log, error) {
-	l := &Log{dir: dir, name: name}
+// Open opens (or makes) the log file name, which is resolved beneath dir without following links. journal, if not
+// nil, is the log's from then on.
+func Open(dir, name string, journal *Journal) (*Log, error) {
+	l := &Log{dir: dir, name: name, journal: journal}
 	if name == "" {
 		return l, nil
 	}
@@ -54,7 +57,7 @@ func (l *Log) open() (*os.File, error) {
 		return nil, fmt.Errorf("log directory: %w", err)
 	}
 	defer root.Close() //nolint:errcheck // O_PATH
-	f, err := root.Beneath(l.name, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0o640)
+	f, err := root.Beneath(l.name, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("log file: %w", err)
 	}
@@ -89,27 +92,38 @@ func (l *Log) Reopen() error {
 	return nil
 }
 
-// Close closes the file; later output is dropped.
+// Close closes the file and the journal. All streams must have ended.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file == nil {
-		return nil
+	var err error
+	if l.journal != nil {
+		err = l.journal.Close()
+		l.journal = nil
 	}
-	err := l.file.Close()
-	l.file = nil
+	if l.file != nil {
+		err = errors.Join(err, l.file.Close())
+		l.file = nil
+	}
 	return err
 }
 
-// write appends whole records, which hold payload bytes of output.
-func (l *Log) write(records []byte, payload int, now time.Time) {
+// write appends whole records, which hold payload bytes of output. begin, if not nil, is told where they will be,
+// before.
+func (l *Log) write(records []byte, payload int, now time.Time, begin func(off int64, ino uint64)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.file == nil {
 		return
+	}
+	if begin != nil {
+		var st unix.Stat_t
+		if unix.Fstat(int(l.file.Fd()), &st) == nil {
+			begin(st.Size, st.Ino)
+		}
 	}
 	if l.dropped > 0 && !l.confess(now) {
 		l.dropped += int64(payload)
@@ -123,6 +137,26 @@ func (l *Log) write(records []byte, payload int, now time.Time) {
 	l.torn = whole < n
 	l.dropped += int64(payload - payload*whole/max(len(records), 1))
 	l.cause = err
+}
+
+// has tells whether records are at off of the log file, which must be the one with inode ino. The beginning of
+// them, at the end of the file, is removed.
+func (l *Log) has(records []byte, off int64, ino uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var st unix.Stat_t
+	if l.file == nil || unix.Fstat(int(l.file.Fd()), &st) != nil || st.Ino != ino || st.Size <= off {
+		return false
+	}
+	b := make([]byte, len(records))
+	n, _ := l.file.ReadAt(b, off) //nolint:errcheck // what could be read is compared
+	if n == len(records) {
+		return bytes.Equal(b, records)
+	}
+	if bytes.HasPrefix(records, b[:n]) {
+		_ = l.file.Truncate(off)
+	}
+	return false
 }
 
 // confess writes the line about what was dropped, and tells whether that worked.

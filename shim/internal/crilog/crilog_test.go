@@ -15,7 +15,7 @@ import (
 func open(t *testing.T) (*Log, string) {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := Open(dir, "0.log")
+	l, err := Open(dir, "0.log", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestHostileNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"link", "../x", "fifo", "dirlink/x", "a\x00b"} {
-		if l, err := Open(dir, name); err == nil {
+		if l, err := Open(dir, name, nil); err == nil {
 			_ = l.Close()
 			t.Errorf("%q was opened", name)
 		}
@@ -126,7 +126,7 @@ func TestFullDisk(t *testing.T) {
 	if err := os.WriteFile(fill, make([]byte, 48<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := Open(dir, "log")
+	l, err := Open(dir, "log", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestFullDisk(t *testing.T) {
 }
 
 func TestNoFile(t *testing.T) {
-	l, err := Open("/nonexistent", "")
+	l, err := Open("/nonexistent", "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,9 +164,88 @@ func TestNoFile(t *testing.T) {
 	}
 }
 
+// TestKilledAnywhere stops a writer at every announced step, by copying its journal and log as they are then, and
+// lets another one finish: every byte is in the log once.
+func TestKilledAnywhere(t *testing.T) {
+	text := "first\nsecond li" + "ne\n" + strings.Repeat("z", 100) + "\nend of it\nunfinished"
+	chunks := []int{10, 5, 40, 71, 17}
+	for stop := range 3 * len(chunks) {
+		dir := t.TempDir()
+		step, rest := 0, text
+		killed := func() bool { step++; return step > stop }
+		func() {
+			l, s := journaled(t, dir)
+			defer func() { _ = l.file.Close() }() // but not the journal: its file stays
+			for _, n := range chunks {
+				n = min(n, len(rest))
+				in := s.Buffer(n)
+				if killed() {
+					return // announced, not read
+				}
+				copy(in, rest)
+				rest = rest[n:]
+				if killed() {
+					return // read, not written
+				}
+				if stop%3 == 2 && step == stop { // written, not committed
+					records, _, _, payload := s.cut(nil, in, time.Unix(1, 0))
+					if len(records) > 0 {
+						l.write(records, payload, time.Unix(1, 0), func(off int64, ino uint64) { s.slot.writing(len(in), off, ino, time.Unix(1, 0)) })
+						return
+					}
+				}
+				s.Write(in, nil, time.Unix(1, 0))
+				if killed() {
+					return
+				}
+			}
+		}()
+		l, s := journaled(t, dir)
+		for len(rest) > 0 {
+			n := min(7, len(rest))
+			in := s.Buffer(n)
+			copy(in, rest)
+			rest = rest[n:]
+			s.Write(in, nil, time.Unix(2, 0))
+		}
+		s.End(time.Unix(2, 0))
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		var got strings.Builder
+		for line := range strings.Lines(content(t, filepath.Join(dir, "log"))) {
+			line = line[38:]
+			if v, ok := strings.CutPrefix(line, "P "); ok {
+				got.WriteString(strings.TrimSuffix(v, "\n"))
+			} else {
+				got.WriteString(strings.TrimPrefix(line, "F "))
+			}
+		}
+		if got.String() != text {
+			t.Errorf("stopped at step %d: %q", stop, got.String())
+		}
+		if left, _ := os.ReadDir(dir); len(left) != 1 {
+			t.Errorf("left: %v", left)
+		}
+	}
+}
+
+func journaled(t *testing.T, dir string) (*Log, *Stream) {
+	t.Helper()
+	j, err := OpenJournal(filepath.Join(dir, "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(dir, "log", j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, l.Stream("stdout")
+}
+
 func BenchmarkWrite(b *testing.B) {
 	dir := b.TempDir()
-	l, err := Open(dir, "log")
+	l, err := Open(dir, "log", nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // chunk is how much is read at once: less than a pipe holds, so that a busy container's log is cut often enough.
-const chunk = 32 << 10
+const chunk = crilog.ChunkSize
 
 // scratch is the memory of one copy while it runs.
 type scratch struct {
@@ -55,20 +55,37 @@ func (o *output) copy() {
 	s := o.pool.Get().(*scratch) //nolint:forcetypeassert // the pool holds nothing else
 	defer o.pool.Put(s)
 	for readable(fd) {
-		n, err := unix.Read(fd, s.in[:])
-		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
-			continue
-		}
-		if err != nil || n <= 0 { // a terminal whose other side is gone gives EIO
-			o.end()
+		in, journaled := o.buffer(fd, s)
+		n, err := unix.Read(fd, in)
+		if err != nil || n <= 0 {
+			if journaled {
+				o.log.Cancel()
+			}
+			if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
+				continue
+			}
+			o.end() // a terminal whose other side is gone gives EIO
 			return
 		}
-		s.out = o.log.Write(s.in[:n], s.out, time.Now())
-		o.feed(s.in[:n])
+		o.feed(in[:n])
+		s.out = o.log.Write(in[:n], s.out, time.Now())
 	}
+	o.log.Rest()
 	if o.watch.Arm() != nil {
 		o.end()
 	}
+}
+
+// buffer is where to read what fd has: the log's journal, if it takes it, else s.
+func (o *output) buffer(fd int, s *scratch) ([]byte, bool) {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil || n <= 0 {
+		return s.in[:], false // the end of the stream, most likely
+	}
+	if in := o.log.Buffer(n); in != nil {
+		return in, true
+	}
+	return s.in[:], false
 }
 
 // feed hands data to every sink and drops those that do not keep up.

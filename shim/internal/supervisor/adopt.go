@@ -10,7 +10,6 @@ import (
 
 	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
-	"github.com/berth-project/berth/shim/internal/crilog"
 	"github.com/berth-project/berth/shim/internal/stdio"
 )
 
@@ -44,7 +43,7 @@ func (s *Supervisor) adoptContainer(r *v1.AdoptContainer, fds []*os.File) (err e
 	if c.work, err = s.cfg.Runtime.Adopt(r.ID, r.Pid, r.OCI); err != nil {
 		return fail(err)
 	}
-	log, err := crilog.Open(r.LogDir, r.LogName)
+	log, err := s.openLog(&r.Container)
 	if err != nil {
 		return fail(err)
 	}

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -77,32 +78,45 @@ func (s *Supervisor) start(ctx context.Context, r *v1.Start, fds []*os.File) (_ 
 		return nil, nil, err
 	}
 	defer unpin()
-	pipes, err := makePipes(r.Terminal, r.Stdin)
+	p, err := s.launch(ctx, c, req, r.OCI)
 	if err != nil {
-		return nil, nil, err
-	}
-	defer pipes.closeChild()
-	req.Stdio = pipes.stdio()
-	if err := pipes.chown(req.Spec); err != nil {
-		pipes.closeParent()
-		return nil, nil, err
-	}
-	log, err := crilog.Open(r.LogDir, r.LogName)
-	if err != nil {
-		pipes.closeParent()
-		return nil, nil, err
-	}
-	// 3. the process
-	p, work, err := s.cfg.Runtime.Start(ctx, req, r.OCI)
-	if err != nil {
-		pipes.closeParent()
-		_ = log.Close()
 		return nil, nil, fmt.Errorf("start container %s: %w", r.ID, err)
 	}
-	for _, n := range p.Notes {
-		s.note(r.ID, n.Step.What, n.Errno)
+	// 3. the answer
+	names, files := c.handles()
+	reply := &startReply{StartReply: v1.StartReply{Pid: c.pid, StartedAt: c.startedAt, Handles: names}, lent: files}
+	s.cfg.Reaper.OnExit(p.Proc, func(st reap.Status) { s.wg.Go(func() { s.exited(c, exitOf(st)) }) })
+	return reply, files, nil
+}
+
+// launch makes a container's streams and log, starts its process, and begins to supervise it.
+func (s *Supervisor) launch(ctx context.Context, c *container, req *executor.Start, oci *v1.OCIRuntime) (_ *executor.Process, err error) {
+	pipes, err := makePipes(c.cfg.Terminal, c.cfg.Stdin)
+	if err != nil {
+		return nil, err
 	}
-	// 4. its supervision
+	defer pipes.closeChild()
+	defer func() {
+		if err != nil {
+			pipes.closeParent()
+		}
+	}()
+	req.Stdio = pipes.stdio()
+	if err := pipes.chown(req.Spec); err != nil {
+		return nil, err
+	}
+	_ = os.Remove(journalPath(&c.cfg)) // of an earlier container of this id
+	log, err := s.openLog(&c.cfg)
+	if err != nil {
+		return nil, err
+	}
+	p, work, err := s.cfg.Runtime.Start(ctx, req, oci)
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	for _, n := range p.Notes {
+		s.note(c.cfg.ID, n.Step.What, n.Errno)
+	}
 	c.pid, c.pidfd, c.work, c.startedAt = p.Pid, p.Pidfd, work, time.Now()
 	if p.Console != nil {
 		pipes.parent[v1.HandleConsole] = p.Console
@@ -110,14 +124,28 @@ func (s *Supervisor) start(ctx context.Context, r *v1.Start, fds []*os.File) (_ 
 	if err := s.supervise(c, pipes.parent, log); err != nil {
 		_ = unix.PidfdSendSignal(int(p.Pidfd.Fd()), unix.SIGKILL, nil, 0)
 		<-p.Proc.Done()
-		_ = p.Pidfd.Close()
-		_ = work.Remove(ctx)
-		return nil, nil, err
+		return nil, errors.Join(err, p.Pidfd.Close(), work.Remove(ctx))
 	}
-	names, files := c.handles()
-	reply := &startReply{StartReply: v1.StartReply{Pid: c.pid, StartedAt: c.startedAt, Handles: names}, lent: files}
-	s.cfg.Reaper.OnExit(p.Proc, func(st reap.Status) { s.wg.Go(func() { s.exited(c, exitOf(st)) }) })
-	return reply, files, nil
+	return p, nil
+}
+
+// journalPath is where a container's output journal is: beside its exit record, where the next shim finds it.
+func journalPath(c *v1.Container) string { return c.ExitFile + ".output" }
+
+// openLog opens a container's log with its journal. Without room for a journal it goes on without one.
+func (s *Supervisor) openLog(c *v1.Container) (*crilog.Log, error) {
+	if c.LogName == "" {
+		return crilog.Open("", "", nil)
+	}
+	j, err := crilog.OpenJournal(journalPath(c))
+	if err != nil {
+		s.note(c.ID, "journal of output", err)
+	}
+	l, err := crilog.Open(c.LogDir, c.LogName, j)
+	if err != nil && j != nil {
+		err = errors.Join(err, j.Close())
+	}
+	return l, err
 }
 
 // reserve takes the container's id.
