@@ -129,7 +129,12 @@ func (m *Manager) resume(c *Container) {
 		m.cfg.Log.Error("container without a group", "container", c.ID, "error", err)
 		return
 	}
-	m.shims.SetStatic(m.static(c, group))
+	p, err := m.Pod(c.PodID)
+	if err != nil {
+		m.cfg.Log.Error("container without a pod", "container", c.ID, "error", err)
+		return
+	}
+	m.shims.SetStatic(m.static(c, group), m.oci(c, p))
 	if err := m.saveContainer(c); err != nil {
 		m.cfg.Log.Error("container not recorded", "container", c.ID, "error", err)
 	}

@@ -140,13 +140,20 @@ func (m *Manager) startRequest(c *Container, p *Pod, group string) (v1.Start, er
 		Container: m.static(c, group), Spec: raw, Join: c.join, PidOf: c.pidOf, Seccomp: c.seccomp,
 		Rootfs: v1.Rootfs{Lower: img.Lower, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")},
 	}
-	if rt, ok := m.cfg.OCI[p.Handler]; ok {
-		req.OCI = &v1.OCIRuntime{
-			Binary: rt.Binary, Args: rt.Args, Root: filepath.Join(m.cfg.State, "oci", p.Handler),
-			Bundle: filepath.Join(m.cfg.State, "bundles", c.ID),
-		}
-	}
+	req.OCI = m.oci(c, p)
 	return req, nil
+}
+
+// oci is the command line runtime of a pod's handler, or nil for the shim's own executor.
+func (m *Manager) oci(c *Container, p *Pod) *v1.OCIRuntime {
+	rt, ok := m.cfg.OCI[p.Handler]
+	if !ok {
+		return nil
+	}
+	return &v1.OCIRuntime{
+		Binary: rt.Binary, Args: rt.Args, Root: filepath.Join(m.cfg.State, "oci", p.Handler),
+		Bundle: filepath.Join(m.cfg.State, "bundles", c.ID),
+	}
 }
 
 // static is what a supervisor must know of a container for its whole life.

@@ -2,10 +2,13 @@ package server
 
 import (
 	"context"
+	"strings"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-project/berth/cri/internal/image"
+	"github.com/berth-project/berth/proto/errs"
+	"github.com/berth-project/berth/proto/rpc"
 )
 
 // PullImage brings an image to the node and returns its id.
@@ -15,7 +18,7 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 	}
 	i, err := s.images.Pull(ctx, req.GetImage().GetImage(), credentials(req.GetAuth()))
 	if err != nil {
-		return nil, err
+		return nil, known(err)
 	}
 	return &cri.PullImageResponse{ImageRef: i.ID}, nil
 }
@@ -28,4 +31,14 @@ func credentials(a *cri.AuthConfig) *image.Auth {
 		Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(), ServerAddress: a.GetServerAddress(),
 		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
 	}
+}
+
+// known gives the errors that the kubelet tells its users a reason for the form it looks for: a prefix, after code
+// Unknown (kubelet/images, cri-api/pkg/errors).
+func known(err error) error {
+	const prefix = "RegistryUnavailable"
+	if rest, ok := strings.CutPrefix(err.Error(), prefix+": "); ok {
+		return &rpc.Prefixed{Prefix: prefix, Err: errs.Unavailable.Errorf("%s", rest)}
+	}
+	return err
 }

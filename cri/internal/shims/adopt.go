@@ -94,11 +94,11 @@ func (p *Pool) take(ctx context.Context, s *shim, hello *v1.HelloReply) error {
 
 // SetStatic tells the pool what an adopting shim would have to know of a recovered container (it is in the
 // daemon's records, not in the shim's answer).
-func (p *Pool) SetStatic(c v1.Container) {
+func (p *Pool) SetStatic(c v1.Container, oci *v1.OCIRuntime) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if e := p.containers[c.ID]; e != nil {
-		e.static = c
+		e.static, e.oci = c, oci
 	}
 }
 
@@ -222,7 +222,7 @@ func (s *shim) adoptPod(ctx context.Context, id string, e *podEntry) error {
 }
 
 func (s *shim) adoptContainer(ctx context.Context, e *containerEntry) error {
-	req := v1.AdoptContainer{Container: e.static, Pid: e.pid, StartedAt: e.started}
+	req := v1.AdoptContainer{Container: e.static, Pid: e.pid, StartedAt: e.started, OCI: e.oci}
 	var fds []*os.File
 	for _, name := range e.names {
 		if f := e.handles[name]; f != nil {

@@ -62,6 +62,7 @@ type podEntry struct {
 type containerEntry struct {
 	shim    *shim
 	static  v1.Container
+	oci     *v1.OCIRuntime
 	pid     int
 	started time.Time
 	names   []string
@@ -239,7 +240,7 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	if err != nil {
 		return Started{}, err
 	}
-	e := &containerEntry{shim: s, static: req.Container, pid: reply.Pid, started: reply.StartedAt, names: reply.Handles, handles: byName(reply.Handles, fds)}
+	e := &containerEntry{shim: s, static: req.Container, oci: req.OCI, pid: reply.Pid, started: reply.StartedAt, names: reply.Handles, handles: byName(reply.Handles, fds)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if old := p.containers[req.ID]; old != nil { // its exit event came first
@@ -293,6 +294,16 @@ func (p *Pool) handle(id, name string) (*os.File, error) {
 		return nil, errs.NotFound.Errorf("container %s has no %s", id, name)
 	}
 	return e.handles[name], nil
+}
+
+// dropHandle closes the pool's duplicate of one descriptor.
+func (p *Pool) dropHandle(id, name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.containers[id]; e != nil && e.handles[name] != nil {
+		_ = e.handles[name].Close()
+		delete(e.handles, name)
+	}
 }
 
 // Console is the terminal of a container that has one; it stays the pool's.

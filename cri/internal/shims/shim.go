@@ -210,6 +210,11 @@ func (s *shim) event(e v1.Event) {
 			return
 		}
 		p.ended(s, x)
+	case v1.EventStdinClosed:
+		var x v1.StdinClosed
+		if err := json.Unmarshal(e.Body, &x); err == nil {
+			p.dropHandle(x.Container, v1.HandleStdin)
+		}
 	case v1.EventOOM:
 		var x v1.OOM
 		if err := json.Unmarshal(e.Body, &x); err == nil {
