@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -20,6 +22,9 @@ import (
 // The file is a header page and, for each stream, two buffers for the start of an unfinished line (which take turns,
 // so that one is whole at any time) and one for what is read. An idle stream's buffers are given back.
 type Journal struct {
+	path string
+
+	mu   sync.Mutex // guards the making of the file, at the first output
 	file *os.File
 	mem  []byte
 }
@@ -55,17 +60,34 @@ type header struct {
 type slot struct {
 	j         *Journal
 	index     int
-	h         *header
-	allocated bool
+	h         *header // nil until the file is made
+	allocated bool    // the buffers have room on the disk
 }
 
-// OpenJournal opens the journal at path, or makes one.
+// OpenJournal opens the journal at path if there is one; if not, it is made when the first output comes.
 func OpenJournal(path string) (*Journal, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("output journal: %w", err)
+	j := &Journal{path: path}
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return j, nil
 	}
-	j := &Journal{file: f}
+	if err == nil {
+		err = j.ensure()
+	}
+	return j, err
+}
+
+// ensure makes and maps the file.
+func (j *Journal) ensure() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file != nil {
+		return nil
+	}
+	f, err := os.OpenFile(j.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("output journal: %w", err)
+	}
 	err = f.Truncate(headerPage + streams*regionSize)
 	if err == nil {
 		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, headerPage)
@@ -74,18 +96,33 @@ func OpenJournal(path string) (*Journal, error) {
 		j.mem, err = unix.Mmap(int(f.Fd()), 0, headerPage+streams*regionSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("output journal: %w", err), f.Close())
+		return errors.Join(fmt.Errorf("output journal: %w", err), os.Remove(j.path), f.Close())
 	}
-	return j, nil
+	_ = unix.Madvise(j.mem, unix.MADV_RANDOM) // no pages beside those that are used
+	j.file = f
+	return nil
 }
 
 // Close unmaps the journal and removes its file: all output is in the log.
 func (j *Journal) Close() error {
-	return errors.Join(unix.Munmap(j.mem), os.Remove(j.file.Name()), j.file.Close())
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file == nil {
+		return nil
+	}
+	return errors.Join(unix.Munmap(j.mem), os.Remove(j.path), j.file.Close())
 }
 
 func (j *Journal) slot(index int) *slot {
-	return &slot{j: j, index: index, h: (*header)(unsafe.Pointer(&j.mem[index*int(unsafe.Sizeof(header{}))]))}
+	s := &slot{j: j, index: index}
+	if j.file != nil {
+		s.h = j.header(index)
+	}
+	return s
+}
+
+func (j *Journal) header(index int) *header {
+	return (*header)(unsafe.Pointer(&j.mem[index*int(unsafe.Sizeof(header{}))]))
 }
 
 func (s *slot) region() []byte {
@@ -94,6 +131,9 @@ func (s *slot) region() []byte {
 }
 
 func (s *slot) in() []byte { return s.region()[2*MaxLine:] }
+
+// ready tells whether the slot can hold something: its file is made and has room.
+func (s *slot) ready() bool { return s != nil && s.allocated }
 
 func (s *slot) turn() uint64 { return atomic.LoadUint64(&s.h.state) >> 8 & 1 }
 
@@ -114,6 +154,12 @@ func (s *slot) pending() []byte {
 // begin announces a read of want bytes and returns where to read them to; nil if there is no room on the disk, which
 // must be found out here and not by a signal.
 func (s *slot) begin(want int) []byte {
+	if s.h == nil {
+		if s.j.ensure() != nil {
+			return nil
+		}
+		s.h = s.j.header(s.index)
+	}
 	if !s.allocated {
 		at := int64(headerPage + s.index*regionSize)
 		if unix.Fallocate(int(s.j.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, regionSize) != nil {
@@ -160,6 +206,9 @@ func (s *slot) rest() {
 
 // recover finishes what a killed shim had begun in the slot of s.
 func (s *Stream) recover() {
+	if s.slot.h == nil {
+		return
+	}
 	h, n := s.slot.h, 0
 	if p := s.slot.phase(); p != phaseIdle {
 		n = int(min(max(atomic.LoadInt64(&h.n), 0), ChunkSize))

@@ -10,7 +10,7 @@ type Stream struct {
 	log  *Log
 	name string
 	slot *slot  // nil without a journal
-	held []byte // the start of a line whose end has not come, without a journal; nil most of the time
+	held []byte // the start of a line whose end has not come, if it is not in the slot; nil most of the time
 }
 
 // Stream makes the stream name ("stdout" or "stderr") of l. With a journal, what an earlier shim had begun is
@@ -39,14 +39,14 @@ func (s *Stream) Buffer(want int) []byte {
 
 // Cancel takes back a Buffer that nothing was read to.
 func (s *Stream) Cancel() {
-	if s.slot != nil {
+	if s.slot.ready() {
 		s.slot.set(phaseIdle, s.slot.turn())
 	}
 }
 
 // Rest says that nothing more is to be read for now.
 func (s *Stream) Rest() {
-	if s.slot != nil {
+	if s.slot.ready() {
 		s.slot.rest()
 	}
 }
@@ -56,14 +56,15 @@ func (s *Stream) Rest() {
 func (s *Stream) Write(p, buf []byte, now time.Time) []byte {
 	records, keep, tail, payload := s.cut(buf[:0], p, now)
 	var begin func(off int64, ino uint64)
-	if s.slot != nil && s.slot.phase() != phaseIdle { // p lies in the journal
+	if s.slot.ready() && s.slot.phase() != phaseIdle { // p lies in the journal
 		begin = func(off int64, ino uint64) { s.slot.writing(len(p), off, ino, now) }
 	}
 	if len(records) > 0 {
 		s.log.write(records, payload, now, begin)
 	}
-	if s.slot != nil {
+	if s.slot.ready() {
 		s.slot.commit(keep, tail)
+		s.held = nil
 	} else {
 		s.hold(keep, tail)
 	}
@@ -79,7 +80,7 @@ func (s *Stream) hold(keep, tail []byte) {
 }
 
 func (s *Stream) pending() []byte {
-	if s.slot != nil {
+	if s.held == nil && s.slot.ready() {
 		return s.slot.pending()
 	}
 	return s.held
@@ -127,7 +128,7 @@ func (s *Stream) End(now time.Time) {
 	if len(pending) > 0 {
 		s.log.write(s.record(nil, 'P', pending, nil, now), len(pending), now, nil)
 	}
-	if s.slot != nil {
+	if s.slot.ready() {
 		s.slot.commit(nil, nil)
 		s.slot.rest()
 	}
