@@ -38,3 +38,12 @@ echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
 [ -e "$out/kubelet" ] || cat "$out/.note"
 build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
 rm -f "$out/.note"
+
+# Debian's dynamic busybox is the test images' shell: unlike the static one it looks its commands up on the path,
+# which the suite's masked /bin/ls needs. The two packages exclude each other, so this one is only unpacked.
+if [ ! -e "$out/busybox-sh" ]; then
+  tmp=$(mktemp -d)
+  trap 'rm -rf "$tmp"' EXIT
+  (cd "$tmp" && apt-get download -qq busybox 2>/dev/null && dpkg-deb -x busybox_*.deb x)
+  install -m 0755 "$tmp/x/bin/busybox" "$out/busybox-sh"
+fi

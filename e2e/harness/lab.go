@@ -45,7 +45,7 @@ func (l *Lab) StartRegistry(ctx context.Context) (*Process, error) {
 	if err := errors.Join(os.MkdirAll(l.Run, 0o711), os.RemoveAll(ready)); err != nil {
 		return nil, err
 	}
-	p, err := Start(l.Logs(), "registry", nil, filepath.Join(l.Bin, "registry"), "--testbox", filepath.Join(l.Bin, "testbox"), "--hosts", l.Hosts(), "--ready", ready)
+	p, err := Start(l.Logs(), "registry", nil, filepath.Join(l.Bin, "registry"), "--testbox", filepath.Join(l.Bin, "testbox"), "--sh", filepath.Join(l.Tool, "busybox-sh"), "--hosts", l.Hosts(), "--ready", ready)
 	if err != nil {
 		return nil, err
 	}

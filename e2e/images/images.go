@@ -7,8 +7,10 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,19 +42,20 @@ type file struct {
 // Set is images by full reference.
 type Set map[string]v1.Image
 
-// Build makes all test images. testbox is the path of the testbox program, statically linked.
-func Build(testbox string) (Set, error) {
+// Build makes all test images. testbox is the path of the testbox program, statically linked; sh that of a dynamic
+// busybox for /bin/sh.
+func Build(testbox, sh string) (Set, error) {
 	box, err := os.ReadFile(testbox)
 	if err != nil {
 		return nil, err
 	}
-	base, err := busybox()
+	base, err := busybox(sh)
 	if err != nil {
 		return nil, err
 	}
 	set := Set{}
 	for ref, r := range recipes(box) {
-		img, err := r.image(base, ref)
+		img, err := r.image(base)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", ref, err)
 		}
@@ -83,11 +86,13 @@ func recipes(box []byte) map[string]recipe {
 			entrypoint: append([]string{"/usr/sbin/" + name}, args...), stop: "SIGQUIT",
 		}
 	}
-	help := []file{{path: "bin/ipcs", content: box, mode: 0o755}, {path: "bin/pgrep", link: "bin/ipcs"}}
-	// the applets act by the name of their file, so each is a copy, not a link
-	help[1] = file{path: "bin/pgrep", content: box, mode: 0o755}
+	// testbox acts by the name of its own file, so each is a copy, not a link
+	var help []file
+	for _, name := range []string{"ipcs", "pgrep", "memhog", "probe"} {
+		help = append(help, file{path: "bin/" + name, content: box, mode: 0o755})
+	}
 	all := map[string]recipe{
-		e2e + "busybox:1.29-2":                          {files: append(help, file{path: "bin/memhog", content: box, mode: 0o755}, file{path: "bin/probe", content: box, mode: 0o755}), cmd: []string{"sh"}},
+		e2e + "busybox:1.29-2":                          {files: help, cmd: []string{"sh"}},
 		e2e + "nginx:1.14-2":                            server("nginx"),
 		e2e + "httpd:2.4.39-4":                          server("httpd"),
 		e2e + "nonewprivs:1.3":                          {files: []file{{path: "nnp", content: box, mode: 0o4755}}, entrypoint: []string{"/nnp"}},
@@ -113,7 +118,7 @@ func recipes(box []byte) map[string]recipe {
 	return all
 }
 
-func (r recipe) image(base v1.Layer, ref string) (v1.Image, error) {
+func (r recipe) image(base v1.Layer) (v1.Image, error) {
 	img := v1.Image(empty.Image)
 	var err error
 	if !r.bare {
@@ -140,12 +145,11 @@ func (r recipe) image(base v1.Layer, ref string) (v1.Image, error) {
 		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, User: r.user,
 		Entrypoint: r.entrypoint, Cmd: r.cmd, StopSignal: r.stop,
 	}
-	_ = ref
 	return mutate.ConfigFile(img, cf)
 }
 
 // busybox is a root file system of one program with a hard link per applet.
-func busybox() (v1.Layer, error) {
+func busybox(program string) (v1.Layer, error) {
 	bin, err := os.ReadFile(Busybox)
 	if err != nil {
 		return nil, fmt.Errorf("install busybox-static: %w", err)
@@ -157,11 +161,16 @@ func busybox() (v1.Layer, error) {
 	files := []file{{path: "bin/busybox", content: bin, mode: 0o755}}
 	for applet := range strings.FieldsSeq(string(out)) {
 		switch applet {
-		case "busybox", "httpd", "run-init": // httpd's place is testbox's
+		case "busybox", "httpd", "run-init", "sh": // httpd's place is testbox's, sh's is shell's
 			continue
 		}
 		files = append(files, file{path: "bin/" + applet, link: "bin/busybox"})
 	}
+	sh, err := shell(program)
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, sh...)
 	for _, d := range []string{"etc", "home", "root", "run", "tmp", "usr/bin", "usr/sbin", "usr/lib", "var/www", "var/log", "proc", "sys", "dev", "mnt"} {
 		mode := int64(0o755)
 		if d == "tmp" {
@@ -174,6 +183,31 @@ func busybox() (v1.Layer, error) {
 		file{path: "var/run", link: "../run", soft: true}, file{path: "etc/shells", content: []byte("/bin/sh\n")},
 	)
 	return layer(files)
+}
+
+// shell is the images' /bin/sh, a dynamic busybox, with the libraries it is linked to. Debian's static busybox
+// runs its applets from inside its own shell whatever lies on the path, which hides a masked /bin/ls from the suite
+// that looks for it.
+func shell(program string) ([]file, error) {
+	out, err := exec.Command("ldd", program).Output()
+	if err != nil {
+		return nil, fmt.Errorf("ldd %s: %w", program, err)
+	}
+	from := map[string]string{"bin/sh": program}
+	for word := range strings.FieldsSeq(string(out)) {
+		if strings.HasPrefix(word, "/") {
+			from[strings.TrimPrefix(word, "/")] = word
+		}
+	}
+	var files []file
+	for _, to := range slices.Sorted(maps.Keys(from)) {
+		b, err := os.ReadFile(from[to])
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, file{path: to, content: b, mode: 0o755})
+	}
+	return files, nil
 }
 
 // layer packs files; the time of everything is fixed, so that an image has the same digest on every machine.

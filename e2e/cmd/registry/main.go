@@ -1,6 +1,6 @@
 // Command registry serves the test images on a loopback address until it is told to stop.
 //
-//	registry --testbox PATH --listen 127.0.0.1:5000 --hosts DIR
+//	registry --testbox PATH --sh PATH --listen 127.0.0.1:5000 --hosts DIR
 package main
 
 import (
@@ -20,18 +20,19 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	testbox := flag.String("testbox", "", "the testbox program")
+	sh := flag.String("sh", "", "a dynamic busybox, the images' shell")
 	listen := flag.String("listen", "127.0.0.1:0", "address, port 0 for any")
 	hosts := flag.String("hosts", "", "directory to write a hosts.toml tree to")
 	ready := flag.String("ready", "", "file to write the address to when everything is served")
 	flag.Parse()
-	if err := run(ctx, *testbox, *listen, *hosts, *ready); err != nil {
+	if err := run(ctx, *testbox, *sh, *listen, *hosts, *ready); err != nil {
 		fmt.Fprintln(os.Stderr, "registry:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, testbox, listen, hosts, ready string) error {
-	set, err := images.Build(testbox)
+func run(ctx context.Context, testbox, sh, listen, hosts, ready string) error {
+	set, err := images.Build(testbox, sh)
 	if err != nil {
 		return err
 	}
