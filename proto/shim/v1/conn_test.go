@@ -145,8 +145,17 @@ func TestLargeBodiesConcurrently(t *testing.T) {
 
 func TestEventsInOrderAndSlowPeerDropped(t *testing.T) {
 	got := make(chan string)
-	c, p := pair(t, handler(nil), func(e v1.Event) { got <- string(e.Body) })
-	p.Notify(v1.EventOOM, 1)
+	answer := handler(func(string, json.RawMessage, []*os.File) (any, []*os.File, error) { return nil, nil, nil })
+	c, p := pair(t, answer, func(e v1.Event) { got <- string(e.Body) })
+	p.Notify(v1.EventOOM, 1) // held until the first answer is out
+	select {
+	case e := <-got:
+		t.Errorf("event %s before the answer to Hello", e)
+	case <-time.After(20 * time.Millisecond):
+	}
+	if _, err := c.Call(t.Context(), v1.MethodHello, nil, nil, nil); err != nil {
+		t.Fatal(err)
+	}
 	p.Notify(v1.EventOOM, 2)
 	for _, want := range []string{"1", "2"} {
 		if g := <-got; g != want {
