@@ -95,8 +95,10 @@ func parseRelease(s string) [2]int {
 		if i == 2 {
 			break
 		}
-		digits := strings.TrimRightFunc(part, func(r rune) bool { return r < '0' || r > '9' })
-		n, err := strconv.Atoi(digits)
+		if end := strings.IndexFunc(part, func(r rune) bool { return r < '0' || r > '9' }); end >= 0 {
+			part = part[:end]
+		}
+		n, err := strconv.Atoi(part)
 		if err != nil {
 			break
 		}

@@ -74,8 +74,10 @@ func (m *Manager) release(c *Container) error {
 		return err
 	}
 	err = errors.Join(m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(group), m.shims.Delete(ctx, c.ID))
-	if rerr := os.Remove(m.exitFile(c.ID)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
-		err = errors.Join(err, rerr)
+	for _, file := range []string{m.exitFile(c.ID), m.exitFile(c.ID) + ".output"} { // the record, the log's journal
+		if rerr := os.Remove(file); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
 	}
 	return err
 }
