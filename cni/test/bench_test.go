@@ -18,7 +18,8 @@ type attacher struct {
 
 func ours(n *node, name, extra string) attacher {
 	conf := n.conf("1.0.0", extra)
-	return attacher{name,
+	return attacher{
+		name,
 		func(id string, s *ns) error {
 			_, err := n.run(call{verb: "ADD", id: id, netns: s.path(), conf: conf})
 			return err
@@ -26,7 +27,8 @@ func ours(n *node, name, extra string) attacher {
 		func(id string, s *ns) error {
 			_, err := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: conf})
 			return err
-		}}
+		},
+	}
 }
 
 // upstream is bridge + host-local, and portmap if ports is not empty, as libcni would run them.
@@ -40,7 +42,8 @@ func upstream(n *node, name, dir, data, ports string) attacher {
 	run := func(plugin, verb, id string, s *ns, conf string) ([]byte, error) {
 		return n.run(call{verb: verb, id: id, netns: s.path(), conf: conf, bin: filepath.Join(dir, plugin), env: []string{"CNI_PATH=" + dir}})
 	}
-	return attacher{name,
+	return attacher{
+		name,
 		func(id string, s *ns) error {
 			out, err := run("bridge", "ADD", id, s, bridge)
 			if err == nil && ports != "" {
@@ -57,7 +60,8 @@ func upstream(n *node, name, dir, data, ports string) attacher {
 			}
 			_, err := run("bridge", "DEL", id, s, bridge)
 			return err
-		}}
+		},
+	}
 }
 
 // TestCompare measures ADD and DEL, executed as a runtime does, against the upstream plugins in the same run. Set

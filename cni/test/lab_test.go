@@ -124,12 +124,16 @@ func newNode(t testing.TB) *node {
 	for _, e := range []struct {
 		ns                    *ns
 		v4, v6, mac, peer, to string
-	}{{n.ns, nodeIP4, nodeIP6, "02:00:00:00:01:01", "02:00:00:00:01:02", outIP6},
-		{n.outside, outIP4, outIP6, "02:00:00:00:01:02", "02:00:00:00:01:01", nodeIP6}} {
-		for _, line := range []string{"ip link set lo up", "ip addr add " + e.v4 + "/24 dev up0", "ip addr add " + e.v6 + "/64 dev up0 nodad",
+	}{
+		{n.ns, nodeIP4, nodeIP6, "02:00:00:00:01:01", "02:00:00:00:01:02", outIP6},
+		{n.outside, outIP4, outIP6, "02:00:00:00:01:02", "02:00:00:00:01:01", nodeIP6},
+	} {
+		for _, line := range []string{
+			"ip link set lo up", "ip addr add " + e.v4 + "/24 dev up0", "ip addr add " + e.v6 + "/64 dev up0 nodad",
 			"ip link set up0 address " + e.mac, "ip link set up0 up",
 			// For a second after a link came up the kernel leaves the first neighbour solicitation unanswered.
-			"ip neigh add " + e.to + " lladdr " + e.peer + " dev up0"} {
+			"ip neigh add " + e.to + " lladdr " + e.peer + " dev up0",
+		} {
 			e.ns.sh(t, line)
 		}
 	}
@@ -194,8 +198,10 @@ func (n *node) run(c call) (out []byte, err error) {
 		bin = c.bin
 	}
 	cmd := exec.Command(bin)
-	cmd.Env = append([]string{"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + c.id, "CNI_IFNAME=" + c.ifname,
-		"CNI_NETNS=" + c.netns, "CNI_ARGS=" + c.args, "PATH=" + os.Getenv("PATH")}, c.env...)
+	cmd.Env = append([]string{
+		"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + c.id, "CNI_IFNAME=" + c.ifname,
+		"CNI_NETNS=" + c.netns, "CNI_ARGS=" + c.args, "PATH=" + os.Getenv("PATH"),
+	}, c.env...)
 	cmd.Stdin = strings.NewReader(c.conf)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -39,8 +39,10 @@ func (s *shim) pod(req v1.RunPod, fds ...*os.File) v1.RunPodReply {
 func TestUserNamespace(t *testing.T) {
 	s := launchShim(t)
 	id := unique("pod")
-	s.pod(v1.RunPod{ID: id, Namespaces: []string{"net", "ipc", "uts"}, Hostname: "mapped", UIDMappings: mappings(), GIDMappings: mappings(),
-		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "82"}})
+	s.pod(v1.RunPod{
+		ID: id, Namespaces: []string{"net", "ipc", "uts"}, Hostname: "mapped", UIDMappings: mappings(), GIDMappings: mappings(),
+		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "82"},
+	})
 	vol := t.TempDir()
 	if err := os.WriteFile(filepath.Join(vol, "owned"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -75,8 +77,12 @@ func TestUserNamespaceExecAndHostNetwork(t *testing.T) {
 	s.pod(v1.RunPod{ID: id, Namespaces: []string{"ipc", "uts"}, UIDMappings: mappings(), GIDMappings: mappings()})
 	sp := usernsSpec("sleep", "100")
 	sp.Linux.Namespaces = []specs.LinuxNamespace{
-		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
-		{Type: specs.CgroupNamespace}, {Type: specs.UserNamespace},
+		{Type: specs.PIDNamespace},
+		{Type: specs.IPCNamespace},
+		{Type: specs.UTSNamespace},
+		{Type: specs.MountNamespace},
+		{Type: specs.CgroupNamespace},
+		{Type: specs.UserNamespace},
 	}
 	c := s.container(sp, rootfs(t))
 	c.start.Pod, c.start.Join = id, []string{"ipc", "uts", "user"}

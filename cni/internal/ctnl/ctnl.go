@@ -94,8 +94,10 @@ func remove(v6 bool, f Flow) nlwire.Op {
 	if f.zone != nil {
 		m.Bytes(ctaZone, f.zone)
 	}
-	return nlwire.Op{What: fmt.Sprintf("delete the flow to %s port %d", f.Dst, f.DstPort), Msg: m.Done(),
-		Tolerate: []unix.Errno{unix.ENOENT}}
+	return nlwire.Op{
+		What: fmt.Sprintf("delete the flow to %s port %d", f.Dst, f.DstPort), Msg: m.Done(),
+		Tolerate: []unix.Errno{unix.ENOENT},
+	}
 }
 
 func parse(m nlwire.Message) (f Flow, ok bool) {

@@ -68,8 +68,10 @@ func Ops(index int32) []nlwire.Op {
 			Bytes(bpfOps, code).U32(bpfFlags, actDirect)
 	})
 	return []nlwire.Op{
-		{What: fmt.Sprintf("add qdisc clsact to link %d", index),
-			Msg: nlwire.New(unix.RTM_NEWQDISC, flags, tcmsg(index, clsactHandle, clsact, 0)).Str(tcaKind, "clsact").Done()},
+		{
+			What: fmt.Sprintf("add qdisc clsact to link %d", index),
+			Msg:  nlwire.New(unix.RTM_NEWQDISC, flags, tcmsg(index, clsactHandle, clsact, 0)).Str(tcaKind, "clsact").Done(),
+		},
 		{What: fmt.Sprintf("close 127/8 on link %d", index), Msg: filter.Done()},
 	}
 }

@@ -36,9 +36,11 @@ func TestExample(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{`{}`, `{"name":"n","type":"berth","ranges":[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.3","exclude":["10.0.0.9/32"]}]}`,
+	for _, s := range []string{
+		`{}`, `{"name":"n","type":"berth","ranges":[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.3","exclude":["10.0.0.9/32"]}]}`,
 		`{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[{"hostPort":1,"containerPort":2,"hostIP":"::"}],"ips":["10.88.0.9/16"],"mac":"02:00:00:00:00:01"}}`,
-		`{"name":"n","args":{"cni":{"ips":["10.88.0.1"]}},"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}`} {
+		`{"name":"n","args":{"cni":{"ips":["10.88.0.1"]}},"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}`,
+	} {
 		f.Add([]byte(s), "IP=10.88.0.3;K8S_POD_NAME=x")
 	}
 	f.Fuzz(func(t *testing.T, stdin []byte, args string) {

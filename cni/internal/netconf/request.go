@@ -33,8 +33,10 @@ func ParseRequest(c *Config, cniArgs string) (*Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Request{Namespace: args["K8S_POD_NAMESPACE"], Pod: args["K8S_POD_NAME"], UID: args["K8S_POD_UID"],
-		CgroupPath: c.RuntimeConfig.CgroupPath}
+	r := &Request{
+		Namespace: args["K8S_POD_NAMESPACE"], Pod: args["K8S_POD_NAME"], UID: args["K8S_POD_UID"],
+		CgroupPath: c.RuntimeConfig.CgroupPath,
+	}
 	var bad []error
 	for _, src := range []struct {
 		key string

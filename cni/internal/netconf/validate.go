@@ -131,9 +131,11 @@ func unknownKeys(stdin []byte) error {
 	if err := json.Unmarshal(stdin, &top); err != nil {
 		return decodeError(err)
 	}
-	known := []string{"cniVersion", "cniVersions", "name", "type", "ranges", "ipMasq", "masqueradeExclude", "mtu",
+	known := []string{
+		"cniVersion", "cniVersions", "name", "type", "ranges", "ipMasq", "masqueradeExclude", "mtu",
 		"stateDir", "cooldownSeconds", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
-		"disableGC", "loadOnlyInlinedPlugins"}
+		"disableGC", "loadOnlyInlinedPlugins",
+	}
 	var bad []error
 	bad = append(bad, unknown("", top, known)...)
 	var ranges []map[string]json.RawMessage

@@ -44,14 +44,18 @@ type Table struct{ Name string }
 
 // Add creates the table if it is missing.
 func (t Table) Add() nlwire.Op {
-	return nlwire.Op{What: "add table inet " + t.Name,
-		Msg: message(unix.NFT_MSG_NEWTABLE, createFlags).Str(unix.NFTA_TABLE_NAME, t.Name).U32BE(unix.NFTA_TABLE_FLAGS, 0).Done()}
+	return nlwire.Op{
+		What: "add table inet " + t.Name,
+		Msg:  message(unix.NFT_MSG_NEWTABLE, createFlags).Str(unix.NFTA_TABLE_NAME, t.Name).U32BE(unix.NFTA_TABLE_FLAGS, 0).Done(),
+	}
 }
 
 // Delete deletes the table with everything in it.
 func (t Table) Delete() nlwire.Op {
-	return nlwire.Op{What: "delete table inet " + t.Name,
-		Msg: message(unix.NFT_MSG_DELTABLE, requestFlags).Str(unix.NFTA_TABLE_NAME, t.Name).Done()}
+	return nlwire.Op{
+		What: "delete table inet " + t.Name,
+		Msg:  message(unix.NFT_MSG_DELTABLE, requestFlags).Str(unix.NFTA_TABLE_NAME, t.Name).Done(),
+	}
 }
 
 // Chain is a chain of a table; a base chain when Type is set.
@@ -200,8 +204,10 @@ func (t Table) elementOps(es []Element, verb string, typ, flags uint16) []nlwire
 		for n < len(es) && n < chunk && es[n].Set == es[0].Set {
 			n++
 		}
-		ops = append(ops, nlwire.Op{What: fmt.Sprintf("%s %d elements of set %s", verb, n, es[0].Set),
-			Msg: elements(message(typ, flags), t.Name, es[:n]).Done()})
+		ops = append(ops, nlwire.Op{
+			What: fmt.Sprintf("%s %d elements of set %s", verb, n, es[0].Set),
+			Msg:  elements(message(typ, flags), t.Name, es[:n]).Done(),
+		})
 		es = es[n:]
 	}
 	return ops

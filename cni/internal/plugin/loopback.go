@@ -49,7 +49,9 @@ func (c *call) loopback() ([]byte, error) {
 	if prev := c.conf.PrevResult; len(prev) > 0 && string(prev) != "null" {
 		return append(json.RawMessage(nil), append(prev, '\n')...), nil
 	}
-	r := spec.Result{Interfaces: []spec.Interface{{Name: "lo", MAC: "00:00:00:00:00:00", Sandbox: c.attachment.Netns}},
-		IPs: []spec.IP{{Address: netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 8)}}}
+	r := spec.Result{
+		Interfaces: []spec.Interface{{Name: "lo", MAC: "00:00:00:00:00:00", Sandbox: c.attachment.Netns}},
+		IPs:        []spec.IP{{Address: netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 8)}},
+	}
 	return r.Encode(c.conf.CNIVersion)
 }

@@ -104,8 +104,10 @@ func HostEnd(index int32, alias string, ipv6, localnet bool) nlwire.Op {
 
 // SetUp brings a link up.
 func SetUp(index int32) nlwire.Op {
-	return nlwire.Op{What: fmt.Sprintf("set link %d up", index),
-		Msg: nlwire.New(unix.RTM_SETLINK, ack, ifinfo(index, unix.IFF_UP, unix.IFF_UP)).Done()}
+	return nlwire.Op{
+		What: fmt.Sprintf("set link %d up", index),
+		Msg:  nlwire.New(unix.RTM_SETLINK, ack, ifinfo(index, unix.IFF_UP, unix.IFF_UP)).Done(),
+	}
 }
 
 // Retire takes a link out of sight without the RCU waits of down and delete: it gets a new name and a group that
@@ -121,14 +123,18 @@ func Retire(index int32, name string, group uint32) nlwire.Op {
 
 // DelLink deletes a link and its peer.
 func DelLink(index int32) nlwire.Op {
-	return nlwire.Op{What: fmt.Sprintf("delete link %d", index), Tolerate: []unix.Errno{unix.ENODEV},
-		Msg: nlwire.New(unix.RTM_DELLINK, ack, ifinfo(index, 0, 0)).Done()}
+	return nlwire.Op{
+		What: fmt.Sprintf("delete link %d", index), Tolerate: []unix.Errno{unix.ENODEV},
+		Msg: nlwire.New(unix.RTM_DELLINK, ack, ifinfo(index, 0, 0)).Done(),
+	}
 }
 
 // DelGroup deletes every link of a group and their peers with one wait for RCU.
 func DelGroup(group uint32) nlwire.Op {
-	return nlwire.Op{What: fmt.Sprintf("delete links of group %#x", group), Tolerate: []unix.Errno{unix.ENODEV},
-		Msg: nlwire.New(unix.RTM_DELLINK, ack, ifinfo(0, 0, 0)).U32(unix.IFLA_GROUP, group).Done()}
+	return nlwire.Op{
+		What: fmt.Sprintf("delete links of group %#x", group), Tolerate: []unix.Errno{unix.ENODEV},
+		Msg: nlwire.New(unix.RTM_DELLINK, ack, ifinfo(0, 0, 0)).U32(unix.IFLA_GROUP, group).Done(),
+	}
 }
 
 // Link is what the plugin wants to know of an interface.

@@ -35,8 +35,10 @@ func DelAddr(index int32, a netip.Addr) nlwire.Op {
 	fixed = binary.NativeEndian.AppendUint32(fixed, uint32(index))
 	m := nlwire.New(unix.RTM_DELADDR, ack, fixed).
 		Bytes(unix.IFA_LOCAL, a.AsSlice()).Bytes(unix.IFA_ADDRESS, a.AsSlice())
-	return nlwire.Op{What: fmt.Sprintf("delete address %s", a), Msg: m.Done(),
-		Tolerate: []unix.Errno{unix.EADDRNOTAVAIL, unix.ENODEV}}
+	return nlwire.Op{
+		What: fmt.Sprintf("delete address %s", a), Msg: m.Done(),
+		Tolerate: []unix.Errno{unix.EADDRNOTAVAIL, unix.ENODEV},
+	}
 }
 
 // AddNeigh binds an address to a MAC for ever, so that neither ARP nor neighbour discovery is needed or heard.
@@ -90,8 +92,10 @@ func AddRoute(r Route) nlwire.Op {
 
 // DelRoute deletes a route of ours.
 func DelRoute(r Route) nlwire.Op {
-	return nlwire.Op{What: fmt.Sprintf("delete route %s", r.Dst), Msg: routeMsg(unix.RTM_DELROUTE, ack, r),
-		Tolerate: []unix.Errno{unix.ESRCH, unix.ENODEV, unix.ENOENT}}
+	return nlwire.Op{
+		What: fmt.Sprintf("delete route %s", r.Dst), Msg: routeMsg(unix.RTM_DELROUTE, ack, r),
+		Tolerate: []unix.Errno{unix.ESRCH, unix.ENODEV, unix.ENOENT},
+	}
 }
 
 // LookupRoute asks the kernel which way a packet to dst would go; nothing is sent to it.

@@ -11,8 +11,10 @@ import (
 // intervals turns prefixes into the elements of the two interval sets: sorted, merged where they touch or
 // overlap, because nf_tables refuses overlaps. Multicast never leaves as a pod's own traffic, so it is in.
 func intervals(prefixes []netip.Prefix) []nft.Element {
-	ps := append([]netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8"),
-		netip.MustParsePrefix("fe80::/10")}, prefixes...)
+	ps := append([]netip.Prefix{
+		netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8"),
+		netip.MustParsePrefix("fe80::/10"),
+	}, prefixes...)
 	slices.SortFunc(ps, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Masked().Addr().Compare(b.Masked().Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})

@@ -23,9 +23,11 @@ func TestKernelTakesIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	pod := ruleset.Pod{Link: "bth0123456789a", MAC: [6]byte{2, 0, 0, 0, 0, 1}, Masquerade: true,
+	pod := ruleset.Pod{
+		Link: "bth0123456789a", MAC: [6]byte{2, 0, 0, 0, 0, 1}, Masquerade: true,
 		Addrs: []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00::2")},
-		Ports: []ruleset.HostPort{{Proto: 6, Host: 8080, Target: 80}, {Proto: 17, Host: 53, Target: 53, HostIP: netip.MustParseAddr("192.0.2.1")}}}
+		Ports: []ruleset.HostPort{{Proto: 6, Host: 8080, Target: 80}, {Proto: 17, Host: 53, Target: 53, HostIP: netip.MustParseAddr("192.0.2.1")}},
+	}
 	if err := c.Commit(ruleset.AddPod(pod)); err == nil {
 		t.Error("no error without a table")
 	}

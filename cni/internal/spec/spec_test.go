@@ -14,8 +14,10 @@ import (
 func TestEveryVersionIsWhatTheReferenceReads(t *testing.T) {
 	r := spec.Result{
 		Interfaces: []spec.Interface{{Name: "bth0", MTU: 1500}, {Name: "eth0", Sandbox: "/x", MTU: 1500}},
-		IPs: []spec.IP{{Address: netip.MustParsePrefix("10.0.0.2/32"), Gateway: netip.MustParseAddr("169.254.1.1"), Interface: 1},
-			{Address: netip.MustParsePrefix("fd00::2/128"), Gateway: netip.MustParseAddr("fe80::1"), Interface: 1}},
+		IPs: []spec.IP{
+			{Address: netip.MustParsePrefix("10.0.0.2/32"), Gateway: netip.MustParseAddr("169.254.1.1"), Interface: 1},
+			{Address: netip.MustParsePrefix("fd00::2/128"), Gateway: netip.MustParseAddr("fe80::1"), Interface: 1},
+		},
 		Routes: []spec.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: netip.MustParseAddr("169.254.1.1")}},
 		DNS:    spec.DNS{Nameservers: []string{"10.96.0.10"}, Search: []string{"svc"}},
 	}
@@ -42,8 +44,13 @@ func TestCodes(t *testing.T) {
 		err  error
 		want spec.Code
 	}{
-		{errors.New("x"), 999}, {errs.InvalidArgument.Errorf("x"), 7}, {errs.NotFound, 3}, {errs.ResourceExhausted, 11},
-		{errs.Unavailable, 11}, {errs.AlreadyExists, 100}, {errs.FailedPrecondition, 101},
+		{errors.New("x"), 999},
+		{errs.InvalidArgument.Errorf("x"), 7},
+		{errs.NotFound, 3},
+		{errs.ResourceExhausted, 11},
+		{errs.Unavailable, 11},
+		{errs.AlreadyExists, 100},
+		{errs.FailedPrecondition, 101},
 		{fmt.Errorf("outer: %w", spec.Errorf(8, "inner")), 8},
 	} {
 		if e := spec.AsError(c.err); e.Code != c.want || e.Error() != c.err.Error() {

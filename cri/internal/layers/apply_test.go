@@ -45,8 +45,10 @@ func archive(t testing.TB, entries ...e) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, m := range entries {
-		h := &tar.Header{Typeflag: m.typ, Name: m.name, Linkname: m.link, Mode: m.mode, Uid: m.uid, Size: int64(len(m.body)),
-			ModTime: time.Unix(1_600_000_000, 0), PAXRecords: m.pax, Devmajor: m.major}
+		h := &tar.Header{
+			Typeflag: m.typ, Name: m.name, Linkname: m.link, Mode: m.mode, Uid: m.uid, Size: int64(len(m.body)),
+			ModTime: time.Unix(1_600_000_000, 0), PAXRecords: m.pax, Devmajor: m.major,
+		}
 		if h.Mode == 0 {
 			h.Mode = 0o755
 		}

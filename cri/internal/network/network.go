@@ -210,8 +210,10 @@ func (a Attachment) runtimeConf() *libcni.RuntimeConf {
 		ContainerID: a.PodID, NetNS: a.Netns, IfName: Interface, CapabilityArgs: map[string]any{},
 		Args: [][2]string{
 			{"IgnoreUnknown", "1"},
-			{"K8S_POD_NAMESPACE", a.Namespace}, {"K8S_POD_NAME", a.Name},
-			{"K8S_POD_INFRA_CONTAINER_ID", a.PodID}, {"K8S_POD_UID", a.UID},
+			{"K8S_POD_NAMESPACE", a.Namespace},
+			{"K8S_POD_NAME", a.Name},
+			{"K8S_POD_INFRA_CONTAINER_ID", a.PodID},
+			{"K8S_POD_UID", a.UID},
 		},
 	}
 	if len(a.Ports) > 0 {

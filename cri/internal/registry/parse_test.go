@@ -175,7 +175,9 @@ func TestChallenges(t *testing.T) {
 	got := parseChallenges([]string{`Bearer realm="https://a/t?x=1,2",service=reg , scope="a:b"`, "", "Basic", `basic realm="x"`, "Bearer realm"})
 	want := []challenge{
 		{"bearer", map[string]string{"realm": "https://a/t?x=1,2", "service": "reg ", "scope": "a:b"}},
-		{"basic", map[string]string{}}, {"basic", map[string]string{"realm": "x"}}, {"bearer", map[string]string{"realm": ""}},
+		{"basic", map[string]string{}},
+		{"basic", map[string]string{"realm": "x"}},
+		{"bearer", map[string]string{"realm": ""}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v", got)

@@ -181,10 +181,14 @@ func TestBlobMisbehaviour(t *testing.T) {
 		}, "is longer than", errs.FailedPrecondition, 1},
 		"404": {http.NotFound, "404", errs.NotFound, 1},
 		"403": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }, "403", errs.PermissionDenied, 1},
-		"500 for ever": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
-			registry.Unreachable, errs.Unavailable, 5},
-		"429 for ever": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) },
-			"429", errs.ResourceExhausted, 5},
+		"500 for ever": {
+			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+			registry.Unreachable, errs.Unavailable, 5,
+		},
+		"429 for ever": {
+			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) },
+			"429", errs.ResourceExhausted, 5,
+		},
 		"429, an hour": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "3600")
 			w.WriteHeader(http.StatusTooManyRequests)
@@ -215,8 +219,10 @@ func TestBlobMisbehaviour(t *testing.T) {
 			w.Header().Set("Content-Encoding", "gzip")
 			_, _ = w.Write(content)
 		}, "unasked content encoding", errs.Unavailable, 1},
-		"redirect loop": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) },
-			"more than 5 redirects", errs.Unavailable, 6},
+		"redirect loop": {
+			func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) },
+			"more than 5 redirects", errs.Unavailable, 6,
+		},
 		"redirect to a file": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Location", "file:///etc/passwd")
 			w.WriteHeader(http.StatusFound)

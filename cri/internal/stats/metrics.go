@@ -42,7 +42,9 @@ func finite(n uint64) uint64 {
 // containerMetrics is the table of what a container has. Values are whole numbers in the CRI, so times that
 // cAdvisor gives as fractions of a second are cut.
 func containerMetrics() []metric {
-	gauge := func(name, help string, v func(reading) uint64) metric { return metric{name: name, help: help, value: v} }
+	gauge := func(name, help string, v func(reading) uint64) metric {
+		return metric{name: name, help: help, value: v}
+	}
 	count := func(name, help string, v func(reading) uint64) metric {
 		return metric{name: name, help: help, counter: true, value: v}
 	}

@@ -64,8 +64,12 @@ func (c *compiler) devices() error {
 	dev := c.dir("/dev")
 	c.Add(plan.Call("remove /dev/ptmx", unix.SYS_UNLINKAT, dev, plan.S("ptmx"), plan.I(0)).Passing(unix.ENOENT, unix.EISDIR))
 	for _, l := range [...][2]string{
-		{"pts/ptmx", "ptmx"}, {"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
-		{"/proc/self/fd/2", "stderr"}, {"/proc/kcore", "core"},
+		{"pts/ptmx", "ptmx"},
+		{"/proc/self/fd", "fd"},
+		{"/proc/self/fd/0", "stdin"},
+		{"/proc/self/fd/1", "stdout"},
+		{"/proc/self/fd/2", "stderr"},
+		{"/proc/kcore", "core"},
 	} {
 		if l[1] == "core" && !c.host.kcore {
 			continue

@@ -29,12 +29,18 @@ type attrOption struct {
 
 func attrOptions() []attrOption {
 	return []attrOption{
-		{"ro", false, unix.MOUNT_ATTR_RDONLY}, {"rw", true, unix.MOUNT_ATTR_RDONLY},
-		{"nosuid", false, unix.MOUNT_ATTR_NOSUID}, {"suid", true, unix.MOUNT_ATTR_NOSUID},
-		{"nodev", false, unix.MOUNT_ATTR_NODEV}, {"dev", true, unix.MOUNT_ATTR_NODEV},
-		{"noexec", false, unix.MOUNT_ATTR_NOEXEC}, {"exec", true, unix.MOUNT_ATTR_NOEXEC},
-		{"nosymfollow", false, unix.MOUNT_ATTR_NOSYMFOLLOW}, {"symfollow", true, unix.MOUNT_ATTR_NOSYMFOLLOW},
-		{"nodiratime", false, unix.MOUNT_ATTR_NODIRATIME}, {"diratime", true, unix.MOUNT_ATTR_NODIRATIME},
+		{"ro", false, unix.MOUNT_ATTR_RDONLY},
+		{"rw", true, unix.MOUNT_ATTR_RDONLY},
+		{"nosuid", false, unix.MOUNT_ATTR_NOSUID},
+		{"suid", true, unix.MOUNT_ATTR_NOSUID},
+		{"nodev", false, unix.MOUNT_ATTR_NODEV},
+		{"dev", true, unix.MOUNT_ATTR_NODEV},
+		{"noexec", false, unix.MOUNT_ATTR_NOEXEC},
+		{"exec", true, unix.MOUNT_ATTR_NOEXEC},
+		{"nosymfollow", false, unix.MOUNT_ATTR_NOSYMFOLLOW},
+		{"symfollow", true, unix.MOUNT_ATTR_NOSYMFOLLOW},
+		{"nodiratime", false, unix.MOUNT_ATTR_NODIRATIME},
+		{"diratime", true, unix.MOUNT_ATTR_NODIRATIME},
 	}
 }
 

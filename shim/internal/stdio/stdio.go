@@ -156,8 +156,10 @@ func (c *IO) attachInput(from *os.File) {
 }
 
 // onlyReader and onlyWriter keep io.Copy from splice(2), which would need both ends in one mode.
-type onlyReader struct{ io.Reader }
-type onlyWriter struct{ io.Writer }
+type (
+	onlyReader struct{ io.Reader }
+	onlyWriter struct{ io.Writer }
+)
 
 // CloseStdin closes the container's standard input.
 func (c *IO) CloseStdin() {
