@@ -84,7 +84,7 @@ func (n *ns) ask(network, src, dst string, port int) (seen string, err error) {
 		if err != nil {
 			return err
 		}
-		defer c.Close()
+		defer c.Close() //nolint:errcheck // test
 		_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
 		if network == "udp" {
 			if _, err := c.Write([]byte("?")); err != nil {
@@ -197,7 +197,7 @@ func TestUDPFlowMoves(t *testing.T) {
 	if err := n.outside.do(func() (err error) { c, err = net.Dial("udp", hostport(nodeIP4, 5353)); return err }); err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // test
 	talk := func() bool {
 		_, _ = c.Write([]byte("?"))
 		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -249,7 +249,7 @@ func (n *ns) inject(t *testing.T, frames ...[]byte) {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(fd)
+		defer unix.Close(fd) //nolint:errcheck // test
 		for _, f := range frames {
 			if err := unix.Sendto(fd, f, 0, &unix.SockaddrLinklayer{Ifindex: i.Index, Halen: 6}); err != nil {
 				return err

@@ -94,7 +94,7 @@ func (s *shim) execute(c *ctr, args ...string) (string, int) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer r.Close()
+	defer r.Close() //nolint:errcheck // test
 	id, err := s.exec(c, execProcess(args...), []string{"stdout", "stderr"}, []*os.File{w, w})
 	_ = w.Close()
 	if err != nil {

@@ -169,7 +169,7 @@ func TestSlowReaderLosesItsAttachment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer r.Close() //nolint:errcheck // test
 	s.must(v1.MethodAttach, v1.Attach{Container: c.id, Stdio: []string{"stdout"}}, []*os.File{w}, nil)
 	_ = w.Close()
 	start := time.Now()

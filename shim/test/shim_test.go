@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			panic(err)
 		}
-		defer os.RemoveAll(dir)
+		defer os.RemoveAll(dir) //nolint:errcheck // test
 		binary = filepath.Join(dir, "berth-shim")
 		args := []string{"build", "-o", binary}
 		if raceEnabled {
@@ -58,7 +58,6 @@ type shim struct {
 	dir    string
 	cmd    *exec.Cmd
 	client *v1.Client
-	cancel func()
 	wg     sync.WaitGroup
 
 	mu     sync.Mutex
@@ -245,7 +244,6 @@ func spec(args ...string) *specs.Spec {
 type ctr struct {
 	s     *shim
 	id    string
-	pod   string
 	dir   string // logs, upper, exit file
 	start v1.Start
 	fds   []*os.File // cgroups

@@ -22,7 +22,7 @@ func TestKernelTakesIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // test
 	pod := ruleset.Pod{
 		Link: "bth0123456789a", MAC: [6]byte{2, 0, 0, 0, 0, 1}, Masquerade: true,
 		Addrs: []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00::2")},

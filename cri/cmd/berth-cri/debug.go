@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -106,7 +107,7 @@ func (d *debugServer) run(ctx context.Context) error {
 func (d *debugServer) metrics(w http.ResponseWriter, _ *http.Request) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	var b bytes.Buffer
 	keys := slices.SortedFunc(maps.Keys(d.calls), func(a, b call) int {
 		if a.method != b.method {
 			if a.method < b.method {
@@ -116,15 +117,17 @@ func (d *debugServer) metrics(w http.ResponseWriter, _ *http.Request) {
 		}
 		return int(a.code) - int(b.code)
 	})
-	fmt.Fprintln(w, "# HELP berth_cri_calls_total CRI calls by method and gRPC code.\n# TYPE berth_cri_calls_total counter")
+	fmt.Fprintln(&b, "# HELP berth_cri_calls_total CRI calls by method and gRPC code.\n# TYPE berth_cri_calls_total counter")
 	for _, k := range keys {
-		fmt.Fprintf(w, "berth_cri_calls_total{method=%q,code=%q} %d\n", k.method, k.code, d.calls[k].count)
+		fmt.Fprintf(&b, "berth_cri_calls_total{method=%q,code=%q} %d\n", k.method, k.code, d.calls[k].count)
 	}
-	fmt.Fprintln(w, "# HELP berth_cri_call_seconds_total Time spent in CRI calls.\n# TYPE berth_cri_call_seconds_total counter")
+	fmt.Fprintln(&b, "# HELP berth_cri_call_seconds_total Time spent in CRI calls.\n# TYPE berth_cri_call_seconds_total counter")
 	for _, k := range keys {
-		fmt.Fprintf(w, "berth_cri_call_seconds_total{method=%q,code=%q} %g\n", k.method, k.code, d.calls[k].seconds)
+		fmt.Fprintf(&b, "berth_cri_call_seconds_total{method=%q,code=%q} %g\n", k.method, k.code, d.calls[k].seconds)
 	}
-	fmt.Fprintf(w, "# HELP berth_cri_start_time_seconds When the daemon started.\n# TYPE berth_cri_start_time_seconds gauge\nberth_cri_start_time_seconds %d\n", d.start.Unix())
+	fmt.Fprintf(&b, "# HELP berth_cri_start_time_seconds When the daemon started.\n# TYPE berth_cri_start_time_seconds gauge\nberth_cri_start_time_seconds %d\n", d.start.Unix())
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	_, _ = w.Write(b.Bytes()) // the client is gone
 }
 
 // timeline is the phases of recent pods' starts, by pod id, as JSON.

@@ -29,7 +29,6 @@ type e struct {
 	mode       int64
 	uid        int
 	pax        map[string]string
-	size       int64
 	major      int64
 }
 

@@ -151,7 +151,7 @@ func (e *Executor) run(ctx context.Context, req *launch.Request, handover bool, 
 		return nil, err
 	}
 	if handover {
-		if err := c.Handover(ctx); err == nil {
+		if err = c.Handover(ctx); err == nil {
 			err = c.Release()
 		}
 		if err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-//go:generate go run ./gen /root/go/pkg/mod/golang.org/x/sys@v0.49.0/unix
+//go:generate go run ./gen
 
 // Offsets in struct seccomp_data.
 const (

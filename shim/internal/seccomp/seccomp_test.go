@@ -232,7 +232,7 @@ func TestX32(t *testing.T) {
 		DefaultAction: specs.ActErrno, Architectures: []specs.Arch{specs.ArchX86_64},
 		Syscalls: []specs.LinuxSyscall{{Names: []string{"read", "close"}, Action: specs.ActAllow}},
 	}
-	call := &data{nr: x32Bit | 0, arch: unix.AUDIT_ARCH_X86_64}
+	call := &data{nr: x32Bit, arch: unix.AUDIT_ARCH_X86_64} // read is number 0
 	f, err := Compile(p, "amd64")
 	if err != nil {
 		t.Fatal(err)
