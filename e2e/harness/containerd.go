@@ -63,13 +63,13 @@ func (l *Lab) UpstreamConflist() string {
   "name": "upstream-%[1]s",
   "plugins": [
     {
-      "type": "bridge", "bridge": "b-%[1]s", "isGateway": true, "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
+      "type": "bridge", "bridge": %[4]q, "isGateway": true, "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
       "ipam": {"type": "host-local", "ranges": [[{"subnet": %[2]q}]], "dataDir": %[3]q}
     },
     {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}
   ]
 }
-`, l.Name, l.Pods, filepath.Join(l.Run, "ipam"))
+`, l.Name, l.Pods, filepath.Join(l.Run, "ipam"), "b-"+l.Name[max(0, len(l.Name)-13):]) // a link's name has 15 bytes
 }
 
 // WriteContainerdConfig writes containerd's configuration and its network's, and returns the former's path.
