@@ -33,8 +33,9 @@ func Excluded() map[string]string {
 // Skips are the reasons for which a spec may skip itself: facts of the machine.
 func Skips() map[string]string {
 	return map[string]string{
-		"AppArmor": "no AppArmor in this kernel",
-		"SELinux":  "no SELinux in this kernel",
+		"AppArmor":  "no AppArmor in this kernel",
+		"benchmark": "a benchmark without parameters: see make bench-cri",
+		"SELinux":   "no SELinux in this kernel",
 	}
 }
 

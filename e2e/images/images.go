@@ -164,7 +164,7 @@ func busybox(program string) (v1.Layer, error) {
 		case "busybox", "httpd", "run-init", "sh": // httpd's place is testbox's, sh's is shell's
 			continue
 		}
-		files = append(files, file{path: "bin/" + applet, link: "bin/busybox"})
+		files = append(files, file{path: "bin/" + applet, link: "bin/busybox", mode: 0o755}) // some unpackers apply it
 	}
 	sh, err := shell(program)
 	if err != nil {
