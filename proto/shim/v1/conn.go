@@ -98,7 +98,7 @@ func (c *Conn) send(f frame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n, _, err := c.uc.WriteMsgUnix(buf, oob, nil)
-	if err != nil {
+	if err != nil || n == len(buf) { // an empty write would see whether the peer has answered and left
 		return err
 	}
 	_, err = c.uc.Write(buf[n:])

@@ -78,7 +78,6 @@ func (s *Supervisor) remove(ctx context.Context, id string) error {
 	}
 	c.io.Close()
 	_ = c.pidfd.Close()
-	s.checkEmpty()
 	return nil
 }
 

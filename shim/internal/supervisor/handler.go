@@ -69,7 +69,7 @@ func (c *session) Handle(ctx context.Context, method string, body json.RawMessag
 	case v1.MethodRunPod:
 		return answer(body, fds, func(r *v1.RunPod, f []*os.File) (any, []*os.File, error) { return s.runPod(ctx, r, f) })
 	case v1.MethodRemovePod:
-		return plain(body, fds, func(r *v1.PodRef) (any, error) { return nil, s.removePod(r.ID) })
+		return plain(body, fds, func(r *v1.PodRef) (any, error) { return s.farewell(), s.removePod(r.ID) })
 	case v1.MethodPutSeccomp:
 		return plain(body, fds, func(r *v1.PutSeccomp) (any, error) { return nil, s.putSeccomp(r) })
 	case v1.MethodStart:
@@ -81,7 +81,7 @@ func (c *session) Handle(ctx context.Context, method string, body json.RawMessag
 	case v1.MethodReopenLog:
 		return plain(body, fds, func(r *v1.ContainerRef) (any, error) { return nil, s.reopenLog(r.ID) })
 	case v1.MethodDelete:
-		return plain(body, fds, func(r *v1.ContainerRef) (any, error) { return nil, s.remove(ctx, r.ID) })
+		return plain(body, fds, func(r *v1.ContainerRef) (any, error) { return s.farewell(), s.remove(ctx, r.ID) })
 	case v1.MethodHandles:
 		closeAll(fds)
 		return answer(body, nil, func(r *v1.HandlesRequest, _ []*os.File) (any, []*os.File, error) { return s.handles(r) })
@@ -93,8 +93,9 @@ func (c *session) Handle(ctx context.Context, method string, body json.RawMessag
 		})
 	case v1.MethodDrain:
 		return plain(body, fds, func(*struct{}) (any, error) {
+			reply := s.farewell()
 			s.drain()
-			return nil, nil //nolint:nilnil // a method without a reply
+			return reply, nil
 		})
 	}
 	closeAll(fds)

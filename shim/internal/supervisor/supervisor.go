@@ -70,6 +70,7 @@ type Supervisor struct {
 	peers      map[*v1.Peer]bool
 	notes      map[string]bool // degradations already told of
 	draining   bool
+	farewells  int // answers on their way
 	emptied    bool
 }
 
@@ -162,14 +163,32 @@ func (s *Supervisor) drain() {
 	s.mu.Lock()
 	s.draining = true
 	s.mu.Unlock()
-	s.checkEmpty()
+}
+
+// farewell is the reply to a request that may take the last thing a drained shim has: the program ends when the
+// answers to all such requests are out, not before.
+type farewell struct{ s *Supervisor }
+
+func (s *Supervisor) farewell() farewell {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.farewells++
+	return farewell{s}
+}
+
+// Sent is called by the connection (see v1.Handler).
+func (f farewell) Sent() {
+	f.s.mu.Lock()
+	f.s.farewells--
+	f.s.mu.Unlock()
+	f.s.checkEmpty()
 }
 
 // checkEmpty tells the program to end when a drained shim has nothing left.
 func (s *Supervisor) checkEmpty() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining && !s.emptied && len(s.pods) == 0 && len(s.containers) == 0 {
+	if s.draining && !s.emptied && s.farewells == 0 && len(s.pods) == 0 && len(s.containers) == 0 {
 		s.emptied = true
 		s.cfg.Empty()
 	}
