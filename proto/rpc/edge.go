@@ -150,26 +150,13 @@ var codeOf = map[errs.Class]codes.Code{ // read only
 	errs.Unimplemented:      codes.Unimplemented,
 }
 
-// Prefixed is an error whose text starts with a word the kubelet matches (ImageVolumeMountFailed,
-// RegistryUnavailable, …): it reaches the client as code Unknown, because the kubelet looks for the prefix only
-// after that (kubelet/images, kuberuntime).
-type Prefixed struct {
-	Prefix string
-	Err    error
-}
-
-// Error implements error.
-func (p *Prefixed) Error() string { return p.Prefix + ": " + p.Err.Error() }
-
-// Unwrap gives the cause.
-func (p *Prefixed) Unwrap() error { return p.Err }
-
-// ToStatus maps an error of ours to a gRPC status error; one that already is a status stays as it is.
+// ToStatus maps an error of ours to a gRPC status error; one that already is a status stays as it is, and one with
+// a prefix for the kubelet becomes Unknown with the prefix in front.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
 	}
-	var p *Prefixed
+	var p *errs.Prefixed
 	if errors.As(err, &p) {
 		return status.Error(codes.Unknown, p.Error())
 	}

@@ -28,7 +28,7 @@ func TestToStatus(t *testing.T) {
 		{context.Canceled, codes.Canceled},
 		{errors.New("x"), codes.Internal},
 		{status.Error(codes.OutOfRange, "x"), codes.OutOfRange},
-		{&rpc.Prefixed{Prefix: "RegistryUnavailable", Err: errs.Unavailable.Errorf("x")}, codes.Unknown},
+		{&errs.Prefixed{Prefix: "RegistryUnavailable", Err: errs.Unavailable.Errorf("x")}, codes.Unknown},
 	} {
 		if got := status.Code(rpc.ToStatus(c.err)); got != c.want {
 			t.Errorf("ToStatus(%v) = %v, want %v", c.err, got, c.want)

@@ -12,7 +12,7 @@ import (
 
 	"github.com/berth-project/berth/cri/internal/rootfs"
 	"github.com/berth-project/berth/internal/inroot"
-	"github.com/berth-project/berth/proto/rpc"
+	"github.com/berth-project/berth/proto/errs"
 )
 
 // imageVolume mounts the content of an image for mount i of a container and returns the directory to bind, which
@@ -20,7 +20,7 @@ import (
 func (m *Manager) imageVolume(c *Container, i int, mt *cri.Mount) (string, error) {
 	dir, err := m.mountImage(c, i, mt)
 	if err != nil {
-		return "", &rpc.Prefixed{Prefix: "ImageVolumeMountFailed", Err: fmt.Errorf("mounts[%d] (image %q): %w", i, mt.GetImage().GetImage(), err)}
+		return "", &errs.Prefixed{Prefix: "ImageVolumeMountFailed", Err: fmt.Errorf("mounts[%d] (image %q): %w", i, mt.GetImage().GetImage(), err)}
 	}
 	return dir, nil
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/berth-project/berth/cri/internal/image"
 	"github.com/berth-project/berth/proto/errs"
-	"github.com/berth-project/berth/proto/rpc"
 )
 
 // PullImage brings an image to the node and returns its id.
@@ -38,7 +37,7 @@ func credentials(a *cri.AuthConfig) *image.Auth {
 func known(err error) error {
 	const prefix = "RegistryUnavailable"
 	if rest, ok := strings.CutPrefix(err.Error(), prefix+": "); ok {
-		return &rpc.Prefixed{Prefix: prefix, Err: errs.Unavailable.Errorf("%s", rest)}
+		return &errs.Prefixed{Prefix: prefix, Err: errs.Unavailable.Errorf("%s", rest)}
 	}
 	return err
 }
