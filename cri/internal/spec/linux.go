@@ -2,7 +2,7 @@ package spec
 
 import (
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -109,7 +109,7 @@ func devices(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) err
 }
 
 func node(d Device) specs.LinuxDevice {
-	mode := os.FileMode(d.Mode)
+	mode := fs.FileMode(d.Mode)
 	return specs.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, FileMode: &mode, UID: ptr(d.UID), GID: ptr(d.GID)}
 }
 
