@@ -106,13 +106,25 @@ type Set struct {
 // Type is a data type as nft(8) shows it: the number is nft's own, the size is in bytes.
 type Type struct{ number, size uint32 }
 
-// The types that keys and values are made of.
-func IPv4() Type    { return Type{7, 4} }
-func IPv6() Type    { return Type{8, 16} }
-func Ether() Type   { return Type{9, 6} }
-func Proto() Type   { return Type{12, 1} }
+// The types that keys and values are made of (nft's datatype.h).
+
+// IPv4 is ipv4_addr.
+func IPv4() Type { return Type{7, 4} }
+
+// IPv6 is ipv6_addr.
+func IPv6() Type { return Type{8, 16} }
+
+// Ether is ether_addr.
+func Ether() Type { return Type{9, 6} }
+
+// Proto is inet_proto, an IP protocol's number.
+func Proto() Type { return Type{12, 1} }
+
+// Service is inet_service, a port in network order.
 func Service() Type { return Type{13, 2} }
-func IfName() Type  { return Type{41, 16} }
+
+// IfName is ifname, padded with zeros.
+func IfName() Type { return Type{41, 16} }
 
 func concat(types []Type) (number, size uint32) {
 	for _, t := range types {

@@ -19,6 +19,14 @@ func ioctl(fd int, request uintptr, arg *uint64) error {
 	return nil
 }
 
+type execEntry struct {
+	shim      *shim
+	container string
+	id        string
+	pidfd     *os.File
+	done      chan v1.Exit // buffered: one value
+}
+
 // Process is a running exec. Close it when done.
 type Process struct {
 	Pid     int

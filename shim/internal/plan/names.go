@@ -30,10 +30,22 @@ func name(nr uintptr) string {
 	case NrFail:
 		return "FAIL"
 	}
-	for _, c := range [...]struct {
-		nr   uintptr
-		name string
-	}{
+	for _, c := range calls() {
+		if c.nr == nr {
+			return c.name
+		}
+	}
+	return fmt.Sprintf("syscall_%d", nr)
+}
+
+type call struct {
+	nr   uintptr
+	name string
+}
+
+// calls are the system calls that plans use.
+func calls() []call {
+	return []call{
 		{unix.SYS_CAPSET, "capset"},
 		{unix.SYS_CLOSE, "close"},
 		{unix.SYS_CLOSE_RANGE, "close_range"},
@@ -84,10 +96,5 @@ func name(nr uintptr) string {
 		{unix.SYS_UNSHARE, "unshare"},
 		{unix.SYS_WRITE, "write"},
 		{unix.SYS_CHDIR, "chdir"},
-	} {
-		if c.nr == nr {
-			return c.name
-		}
 	}
-	return fmt.Sprintf("syscall_%d", nr)
 }

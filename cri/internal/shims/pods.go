@@ -1,0 +1,125 @@
+package shims
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/cri/internal/cgroup"
+	"github.com/berth-project/berth/proto/errs"
+	v1 "github.com/berth-project/berth/proto/shim/v1"
+)
+
+type podEntry struct {
+	shim    *shim
+	ns      map[string]*os.File
+	order   []string
+	initPid int
+	init    *os.File
+}
+
+// place chooses the shim of a new pod, starting one if all are full.
+func (p *Pool) place(ctx context.Context) (*shim, error) {
+	p.spawn.Lock()
+	defer p.spawn.Unlock()
+	p.mu.Lock()
+	load := map[*shim]int{}
+	for _, e := range p.pods {
+		load[e.shim]++
+	}
+	var best *shim
+	for _, s := range p.shims {
+		n := load[s] + s.reserved
+		if s.draining || n >= p.cfg.PodsPer {
+			continue
+		}
+		if best == nil || n > load[best]+best.reserved { // fill one before the next
+			best = s
+		}
+	}
+	if best != nil {
+		best.reserved++
+		p.mu.Unlock()
+		return best, nil
+	}
+	p.mu.Unlock()
+	s, err := p.start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.reserved++
+	return s, nil
+}
+
+// RunPod makes a pod's namespaces in some shim. The descriptors it returns by kind stay the pool's.
+func (p *Pool) RunPod(ctx context.Context, req v1.RunPod, groups *cgroup.Handles) (map[string]*os.File, error) {
+	s, err := p.place(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		p.mu.Lock()
+		s.reserved--
+		p.mu.Unlock()
+	}()
+	req.Cgroups = announce(groups)
+	var reply v1.RunPodReply
+	fds, err := s.call(ctx, v1.MethodRunPod, req, files(groups), &reply)
+	if err != nil {
+		return nil, fmt.Errorf("shim %s: %w", s.id, err)
+	}
+	e := &podEntry{shim: s, ns: map[string]*os.File{}, order: reply.Namespaces, initPid: reply.InitPid}
+	if len(fds) < len(reply.Namespaces) {
+		closeAll(fds)
+		return nil, errs.Internal.Errorf("shim %s: %d namespaces but %d descriptors", s.id, len(reply.Namespaces), len(fds))
+	}
+	for i, kind := range reply.Namespaces {
+		e.ns[kind] = fds[i]
+	}
+	if rest := fds[len(reply.Namespaces):]; len(rest) > 0 {
+		e.init = rest[0]
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pods[req.ID] = e
+	return e.ns, nil
+}
+
+// Namespace is the pool's descriptor of a pod's namespace, or nil.
+func (p *Pool) Namespace(pod, kind string) *os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.pods[pod]; e != nil {
+		return e.ns[kind]
+	}
+	return nil
+}
+
+// RemovePod ends the shim's and the pool's hold on a pod. An unknown pod is fine. If the shim does not answer
+// within the time of ctx, the pool's hold ends all the same and the error says so.
+func (p *Pool) RemovePod(ctx context.Context, id string) error {
+	p.mu.Lock()
+	e := p.pods[id]
+	p.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	if e.init != nil {
+		_ = unix.PidfdSendSignal(int(e.init.Fd()), unix.SIGKILL, nil, 0) // gone already is fine
+	}
+	_, err := e.shim.call(ctx, v1.MethodRemovePod, v1.PodRef{ID: id}, nil, nil)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.pods, id)
+	for _, f := range e.ns {
+		_ = f.Close()
+	}
+	if e.init != nil {
+		_ = e.init.Close()
+	}
+	return err
+}
