@@ -39,7 +39,7 @@ func New(address string, pods *pod.Manager) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return &Server{Server: s, listener: l}, nil
+	return &Server{Server: newFront(s, runtime{pods}), listener: l}, nil
 }
 
 // Address is where the server listens.
