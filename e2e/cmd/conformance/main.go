@@ -61,10 +61,10 @@ func suites(ctx context.Context, lab *harness.Lab, program, out string, bad *[]s
 	}
 	for _, t := range both {
 		if peers[t], err = suite(ctx, "containerd", program, lab.ContainerdSocket(), filepath.Join(out, "containerd"), t); err != nil {
-			return errors.Join(err, peer.Stop())
+			return errors.Join(err, empty(ctx, lab.ContainerdSocket()), peer.Stop())
 		}
 	}
-	if err := peer.Stop(); err != nil {
+	if err := errors.Join(empty(ctx, lab.ContainerdSocket()), peer.Stop()); err != nil {
 		return err
 	}
 	if _, err := lab.StartCRI(ctx, harness.Options{}); err != nil {
@@ -81,6 +81,16 @@ func suites(ctx context.Context, lab *harness.Lab, program, out string, bad *[]s
 		}
 	}
 	return nil
+}
+
+// empty removes what a suite left on a runtime, so that no shim of it goes on.
+func empty(ctx context.Context, socket string) error {
+	c, err := harness.Dial(socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.RemoveAll(ctx)
 }
 
 func suite(ctx context.Context, name, program, socket, dir string, t critest.Transport) (critest.Report, error) {
