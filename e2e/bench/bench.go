@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/berth-project/berth/e2e/bench/report"
@@ -17,19 +19,24 @@ import (
 
 // Config is what the environment asks for.
 type Config struct {
-	Bin, Tools, Out string // absolute; Out is where cri.json goes
-	Picture         string // SVG file, or empty
-	Samples         int    // pods per side, one after the other
-	Rounds          int    // bursts of 30 and pulls per side
-	Hundreds        int    // bursts of 100 per side
-	Each            int    // containers in each of ten pods for the lists
+	Bin, Tools, Out string   // absolute; Out is where cri.json goes
+	Picture         string   // SVG file, or empty
+	Steps           []string // only these; none: all
+	Samples         int      // pods per side, one after the other
+	Rounds          int      // bursts of 30 and pulls per side
+	Hundreds        int      // bursts of 100 per side
+	Each            int      // containers in each of ten pods for the lists
 	Noise           float64
 	Patience        time.Duration // how long a sample waits for the machine to be quieter than Noise
 }
 
-// FromEnv reads BERTH_BIN, BERTH_TOOLS, BERTH_OUT, BERTH_BENCH_N, BERTH_BENCH_QUICK and BERTH_BENCH_SVG.
+// FromEnv reads BERTH_BIN, BERTH_TOOLS, BERTH_OUT, BERTH_BENCH_N, BERTH_BENCH_QUICK, BERTH_BENCH_STEPS (of
+// privileges, sequence, calls, bursts, pulls, lists; commas between) and BERTH_BENCH_SVG.
 func FromEnv() (Config, error) {
 	c := Config{Picture: os.Getenv("BERTH_BENCH_SVG"), Samples: 30, Rounds: 5, Hundreds: 2, Each: 100, Noise: 20, Patience: 5 * time.Second}
+	if s := os.Getenv("BERTH_BENCH_STEPS"); s != "" {
+		c.Steps = strings.Split(s, ",")
+	}
 	var all []error
 	for name, to := range map[string]*string{"BERTH_BIN": &c.Bin, "BERTH_TOOLS": &c.Tools, "BERTH_OUT": &c.Out} {
 		if *to = os.Getenv(name); !filepath.IsAbs(*to) {
@@ -64,18 +71,21 @@ type run struct {
 func Run(ctx context.Context, c Config) error {
 	b := &run{Config: c, weights: map[string]weight{}, begin: time.Now()}
 	steps := []struct {
-		what string
-		do   func(context.Context) error
+		key, what string
+		do        func(context.Context) error
 	}{
-		{"starting Berth (twice: own network, upstream plugins), containerd and the floor", b.setUp},
-		{"comparing what a container may do", b.privileges},
-		{fmt.Sprintf("%d pods per side, one after the other, interleaved", c.Samples), b.sequence},
-		{"system calls of one pod's life", b.calls},
-		{fmt.Sprintf("bursts of 30 (%d per side) and 100 (%d per side); memory at 100 pods", c.Rounds, c.Hundreds), b.bursts},
-		{fmt.Sprintf("pulls of 128 MiB in 8 layers and of 11,500 small files (%d each per side, new file systems)", c.Rounds), b.pulls},
-		{fmt.Sprintf("lists of %d running containers", 10*c.Each), b.lists},
+		{"", "starting Berth (twice: own network, upstream plugins), containerd and the floor", b.setUp},
+		{"privileges", "comparing what a container may do", b.privileges},
+		{"sequence", fmt.Sprintf("%d pods per side, one after the other, interleaved", c.Samples), b.sequence},
+		{"calls", "system calls of one pod's life", b.calls},
+		{"bursts", fmt.Sprintf("bursts of 30 (%d per side) and 100 (%d per side); memory at 100 pods", c.Rounds, c.Hundreds), b.bursts},
+		{"pulls", fmt.Sprintf("pulls of 128 MiB in 8 layers and of 11,500 small files (%d each per side, new file systems)", c.Rounds), b.pulls},
+		{"lists", fmt.Sprintf("lists of %d running containers", 10*c.Each), b.lists},
 	}
 	for _, s := range steps {
+		if len(c.Steps) > 0 && s.key != "" && !slices.Contains(c.Steps, s.key) {
+			continue
+		}
 		fmt.Printf("\n[%4.0f s] %s\n", time.Since(b.begin).Seconds(), s.what)
 		if err := s.do(ctx); err != nil {
 			return errors.Join(fmt.Errorf("%s: %w", s.what, err), b.stage.logs())

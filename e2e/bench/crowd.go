@@ -41,6 +41,9 @@ func (b *run) bursts(ctx context.Context) error {
 	return nil
 }
 
+// idle is how long a hundred pods are left alone before they are weighed: garbage collectors return memory late.
+const idle = 25 * time.Second
+
 // burst starts and removes n pods and returns both rates.
 func (b *run) burst(ctx context.Context, side *rig.Side, n int, weigh bool) (up, down float64, err error) {
 	before, err := weights(side)
@@ -49,7 +52,7 @@ func (b *run) burst(ctx context.Context, side *rig.Side, n int, weigh bool) (up,
 	}
 	crowd, took, err := b.stage.runners[side.Name].Burst(ctx, fmt.Sprintf("burst-%d", n), n)
 	if err == nil && weigh {
-		settle(ctx, 3*time.Second)
+		settle(ctx, idle)
 		var at weight
 		if at, err = weights(side); err == nil {
 			at.count, at.before = n, before.all

@@ -12,7 +12,7 @@ import (
 const (
 	svgWidth   = 860
 	svgLeft    = 190 // of the bars
-	svgBars    = 500
+	svgBars    = 530
 	svgRow     = 34
 	svgHead    = 46
 	svgColours = `<style>
@@ -23,13 +23,13 @@ text{font:13px system-ui,-apple-system,"Segoe UI",sans-serif;fill:#57606a}
 `
 )
 
-// Panel is the rows of one unit; Floor names the row whose peer is the floor, by row.
+// Panel is the rows of one unit.
 type Panel struct {
 	Title string
 	Rows  []Line
 }
 
-// Line is one row of a panel.
+// Line is one row of a panel; Floor names the row whose peer is the floor.
 type Line struct {
 	Label, Row, Floor string
 	Scale             float64 // multiplies the row's figures
@@ -39,7 +39,7 @@ type Line struct {
 // SVG draws the panels that the report has rows for.
 func (r *Report) SVG(title, subtitle string, panels []Panel) []byte {
 	var body strings.Builder
-	y := svgHead + 24
+	y := svgHead + 32
 	for _, p := range panels {
 		y = r.panel(&body, p, y)
 	}
@@ -64,7 +64,7 @@ func (r *Report) panel(b *strings.Builder, p Panel, y int) int {
 	x := func(v float64) float64 {
 		return svgLeft + svgBars*(math.Log10(v)-math.Log10(low))/(math.Log10(high)-math.Log10(low))
 	}
-	fmt.Fprintf(b, `<text class="v" x="12" y="%d">%s</text>`+"\n", y+10, html.EscapeString(p.Title))
+	fmt.Fprintf(b, `<text class="v" x="%d" y="%d">%s</text>`+"\n", svgLeft, y-6, html.EscapeString(p.Title))
 	for v := low; v <= high*1.0001; v *= 10 {
 		fmt.Fprintf(b, `<line class="g" x1="%.1f" x2="%.1f" y1="%d" y2="%d"/><text class="v" x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n", x(v), x(v), y+14, y+16+n*svgRow, x(v), y+10, short(v))
 	}
@@ -84,14 +84,14 @@ func (r *Report) panel(b *strings.Builder, p Panel, y int) int {
 		fmt.Fprintf(b, `<text class="r" x="%d" y="%d" text-anchor="end">%s</text>`+"\n", svgWidth-12, y+19, times(row.Ratio))
 		y += svgRow
 	}
-	return y + 26
+	return y + 40
 }
 
 func bar(b *strings.Builder, class string, x float64, y int, label string) {
 	fmt.Fprintf(b, `<rect class="%s" x="%d" y="%d" width="%.1f" height="11" rx="2"/><text class="v" x="%.1f" y="%d">%s</text>`, class, svgLeft, y, max(1, x-svgLeft), max(x, svgLeft)+4, y+10, label)
 }
 
-// span is the powers of ten around a panel's figures, and how many rows it has.
+// span is the power of ten below a panel's figures, the greatest of them, and how many rows it has.
 func (r *Report) span(p Panel) (low, high float64, n int) {
 	low, high = math.Inf(1), 0
 	for _, l := range p.Rows {
@@ -103,10 +103,10 @@ func (r *Report) span(p Panel) (low, high float64, n int) {
 		low = min(low, row.Berth*l.Scale, row.Peer*l.Scale)
 		high = max(high, row.Berth*l.Scale, row.Peer*l.Scale)
 		if f, ok := r.Find(l.Floor); ok {
-			low = min(low, f.Peer*l.Scale)
+			low, high = min(low, f.Peer*l.Scale), max(high, f.Peer*l.Scale)
 		}
 	}
-	return math.Pow(10, math.Floor(math.Log10(low*0.9))), math.Pow(10, math.Ceil(math.Log10(high))), n
+	return math.Pow(10, math.Floor(math.Log10(low*0.9))), high, n
 }
 
 // times says how many times better: a ratio below one is fewer, above one more.
