@@ -80,7 +80,7 @@ func (d *daemon) assemble(conf config.Config, facts machine.Facts, groups *cgrou
 	d.network = network.New(network.Config{
 		ConfDir: conf.Network.ConfDir, BinDirs: conf.Network.BinDirs, CacheDir: conf.Network.CacheDir, NetnsDir: "/run/netns",
 	}, d.log)
-	d.debug = newDebugServer(conf.DebugSocket)
+	d.debug = newDebugServer(conf.DebugSocket, d.images)
 	oci, handlers := handlers(conf)
 	d.pods = pod.New(pod.Config{
 		Root: conf.Root, State: conf.State, OCI: oci, Cgroups: groups, DefaultPod: filepath.Join(conf.Cgroup.Own, "pods"),

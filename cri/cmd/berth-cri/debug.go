@@ -22,10 +22,11 @@ import (
 // timelines is of how many pods the phases are remembered.
 const timelines = 256
 
-// debugServer serves Prometheus metrics, pprof and pod timelines on a Unix socket of root's.
+// debugServer serves Prometheus metrics, pprof, pod timelines and image archives on a Unix socket of root's.
 type debugServer struct {
 	socket string
 	start  time.Time
+	images archives
 
 	mu     sync.Mutex
 	calls  map[call]*tally
@@ -43,8 +44,8 @@ type tally struct {
 	seconds float64
 }
 
-func newDebugServer(socket string) *debugServer {
-	return &debugServer{socket: socket, start: time.Now(), calls: map[call]*tally{}, phases: map[string][]pod.Phase{}}
+func newDebugServer(socket string, images archives) *debugServer {
+	return &debugServer{socket: socket, start: time.Now(), images: images, calls: map[call]*tally{}, phases: map[string][]pod.Phase{}}
 }
 
 func (d *debugServer) observe(method string, code codes.Code, took time.Duration) {
@@ -85,6 +86,8 @@ func (d *debugServer) run(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", d.metrics)
 	mux.HandleFunc("GET /timeline", d.timeline)
+	mux.HandleFunc("POST /images/import", serveImport(d.images))
+	mux.HandleFunc("GET /images/export", serveExport(d.images))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)

@@ -3,6 +3,9 @@
 //	berth-cri [--config FILE]                 serve
 //	berth-cri config default                  print the configuration with every default
 //	berth-cri config check FILE               say what is wrong with a configuration
+//	berth-cri [--config FILE] image import FILE        give a running daemon the images of an archive
+//	berth-cri [--config FILE] image export FILE REF…   write images of a running daemon to an OCI archive
+//	berth-cri failpoints                      list the places where a test can make it fail
 //	berth-cri version
 package main
 
@@ -13,9 +16,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/berth-project/berth/cri/internal/config"
+	"github.com/berth-project/berth/internal/failpoint"
 )
 
 // version is set by the build.
@@ -39,6 +44,11 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	switch rest := flags.Args(); {
 	case len(rest) == 0:
 		return serve(ctx, *path)
+	case rest[0] == "image":
+		return imageCommand(ctx, *path, rest[1:], out)
+	case rest[0] == "failpoints" && len(rest) == 1:
+		_, err := fmt.Fprintln(out, strings.Join(failpoint.Names(), "\n"))
+		return err
 	case rest[0] == "version":
 		_, err := fmt.Fprintln(out, "berth-cri", version)
 		return err
@@ -56,5 +66,5 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		_, err := fmt.Fprintln(out, rest[2], "is good")
 		return err
 	}
-	return fmt.Errorf("unknown command %q: have config default, config check FILE, version, or none to serve", flags.Args())
+	return fmt.Errorf("unknown command %q: have config default, config check FILE, image import FILE, image export FILE REF…, failpoints, version, or none to serve", flags.Args())
 }

@@ -336,7 +336,7 @@ func (n *Network) GC(ctx context.Context, valid []string) error {
 	if list == nil {
 		return nil
 	}
-	args := &libcni.GCArgs{}
+	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}} // a nil list becomes null, which says nothing
 	for _, id := range valid {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: Interface})
 	}

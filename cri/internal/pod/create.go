@@ -133,8 +133,12 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 	if err != nil {
 		return err
 	}
+	node, err := os.Hostname()
+	if err != nil {
+		return err
+	}
 	in := spec.Input{
-		ID: c.ID, PodID: p.ID, Sandbox: p.Config, Container: c.Config, Image: img.Config.Config, User: user,
+		ID: c.ID, PodID: p.ID, Sandbox: p.Config, Container: c.Config, Image: img.Config.Config, User: user, Hostname: node,
 		CgroupPath: group, CgroupNS: !sc.GetPrivileged(), Files: m.files(p), LastCap: m.cfg.Features.LastCap,
 		AppArmor: m.cfg.Features.AppArmor, SELinux: m.cfg.Features.SELinux, Seccomp: readProfile,
 	}

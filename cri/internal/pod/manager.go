@@ -46,11 +46,22 @@ type Images interface {
 	Retain(holders map[string]string)
 }
 
-// Network connects pods: see package network.
+// Network connects pods by CNI and pins their network namespaces: see package network.
 type Network interface {
+	Attachments
+	Pins
+}
+
+// Attachments are the CNI verbs. Attach undoes itself on failure; Detach is idempotent.
+type Attachments interface {
 	Attach(ctx context.Context, a network.Attachment) (network.Result, error)
 	Detach(ctx context.Context, a network.Attachment) error
+	Check(ctx context.Context, a network.Attachment) error
 	GC(ctx context.Context, valid []string) error
+}
+
+// Pins give network namespaces a path. Both are idempotent.
+type Pins interface {
 	Pin(podID string, ns *os.File) (string, error)
 	Unpin(podID string) error
 }

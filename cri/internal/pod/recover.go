@@ -44,7 +44,33 @@ func (m *Manager) Recover(ctx context.Context) error {
 	if err := m.network.GC(gctx, m.validAttachments()); err != nil {
 		m.cfg.Log.Warn("CNI GC", "error", err)
 	}
+	m.checkNetworks(ctx)
 	return nil
+}
+
+// checkNetworks asks the plugins, in the background and one pod at a time, whether every recovered pod is still
+// connected as it was (CNI CHECK), and names those that are not. It mends nothing: that is the kubelet's to decide.
+func (m *Manager) checkNetworks(ctx context.Context) {
+	work, done := m.detach(ctx, 10*time.Minute)
+	go func() {
+		defer done()
+		for _, p := range m.Pods() {
+			if ctx.Err() != nil || !p.State().Ready || p.hostNetwork() {
+				continue
+			}
+			ns := m.shims.Namespace(p.ID, "net")
+			if ns == nil {
+				continue
+			}
+			path, err := m.network.Pin(p.ID, ns)
+			if err == nil {
+				err = m.network.Check(work, m.attachment(p, path))
+			}
+			if err != nil && p.State().Ready {
+				m.cfg.Log.Warn("pod's network is not as it was made", "pod", p.ID, "error", err)
+			}
+		}
+	}()
 }
 
 // loadPods reads the records and returns which of them are of an earlier boot.

@@ -138,8 +138,11 @@ func seccomp(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) (*s
 			return nil, errs.InvalidArgument.Errorf("seccomp profile %s: %w", ref, err)
 		}
 		prof, err := mobyseccomp.LoadProfile(body, s)
-		if err != nil || prof == nil {
+		if err != nil {
 			return nil, errs.InvalidArgument.Errorf("seccomp profile %s: %w", ref, err)
+		}
+		if prof == nil {
+			return nil, errs.InvalidArgument.Errorf("seccomp profile %s is empty", ref)
 		}
 		return prof, nil
 	}

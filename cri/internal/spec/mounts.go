@@ -11,8 +11,9 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// mounts are the standard ones, the pod's own files and the pod's mounts, shallow before deep. A pod's mount
-// replaces a standard one of the same path.
+// mounts are the standard ones, then the pod's own files and the pod's mounts, shallow before deep, so that a volume
+// on /etc does not hide resolv.conf. A pod's mount replaces one of ours at the same path; one on /dev replaces all
+// standard ones below it, which it would hide.
 func mounts(in Input, sc *cri.LinuxContainerSecurityContext) ([]specs.Mount, error) {
 	sysMode, cgMode := "ro", "ro"
 	if sc.GetPrivileged() {
@@ -30,9 +31,10 @@ func mounts(in Input, sc *cri.LinuxContainerSecurityContext) ([]specs.Mount, err
 	if sc.GetReadonlyRootfs() {
 		mode = "ro"
 	}
+	var over []specs.Mount
 	own := func(dst, src, mode string) {
 		if src != "" {
-			base = append(base, bind(in, dst, src, []string{"rbind", "rprivate", mode}))
+			over = append(over, bind(in, dst, src, []string{"rbind", "rprivate", mode}))
 		}
 	}
 	own("/dev/shm", in.Files.Shm, "rw")
@@ -48,11 +50,17 @@ func mounts(in Input, sc *cri.LinuxContainerSecurityContext) ([]specs.Mount, err
 		asked = append(asked, one)
 	}
 	base = slices.DeleteFunc(base, func(b specs.Mount) bool {
-		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return a.Destination == b.Destination })
+		return slices.ContainsFunc(asked, func(a specs.Mount) bool {
+			return a.Destination == b.Destination || a.Destination == "/dev" && strings.HasPrefix(b.Destination, "/dev/")
+		})
 	})
+	over = slices.DeleteFunc(over, func(o specs.Mount) bool {
+		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return a.Destination == o.Destination })
+	})
+	over = append(over, asked...)
 	depth := func(m specs.Mount) int { return strings.Count(m.Destination, "/") }
-	slices.SortStableFunc(asked, func(a, b specs.Mount) int { return depth(a) - depth(b) })
-	return append(base, asked...), nil
+	slices.SortStableFunc(over, func(a, b specs.Mount) int { return depth(a) - depth(b) })
+	return append(base, over...), nil
 }
 
 // bind is a bind mount of one of the pod's own files; in a user namespace its owner is mapped.

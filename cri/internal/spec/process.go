@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,7 +76,7 @@ func environment(in Input) []string {
 	if in.Container.GetTty() {
 		env = append(env, "TERM=xterm")
 	}
-	if h := in.Sandbox.GetHostname(); h != "" {
+	if h := cmp.Or(in.Sandbox.GetHostname(), in.Hostname); h != "" {
 		env = append(env, "HOSTNAME="+h)
 	}
 	at := map[string]int{}

@@ -22,6 +22,8 @@ type Input struct {
 	Container *cri.ContainerConfig
 	Image     ocispec.ImageConfig
 	User      User
+	// Hostname is the node's: a pod on the host's network has no name of its own.
+	Hostname string
 	// CgroupPath is the container's group, CgroupNS whether it sees itself as the root of the hierarchy.
 	CgroupPath string
 	CgroupNS   bool

@@ -134,31 +134,25 @@ func (a Accounts) byID(uid uint32) (User, string) {
 }
 
 func (a Accounts) named(s string) (User, string, error) {
+	if numeric(s) {
+		uid, err := id(s)
+		if err != nil {
+			return User{}, "", err
+		}
+		u, name := a.byID(uid)
+		return u, name, nil
+	}
 	for _, e := range a.users {
 		if e.name == s {
 			return User{UID: e.uid, GID: e.gid, Home: e.home}, e.name, nil
 		}
-	}
-	if uid, err := id(s); err == nil {
-		u, name := a.byID(uid)
-		return u, name, nil
 	}
 	return User{}, "", errs.InvalidArgument.Errorf("user %q is not in the image's /etc/passwd", s)
 }
 
 func (a Accounts) imageUser(s string) (User, string, error) {
 	who, grp, both := strings.Cut(s, ":")
-	var u User
-	var name string
-	var err error
-	if numeric(who) {
-		var uid uint32
-		if uid, err = id(who); err == nil {
-			u, name = a.byID(uid)
-		}
-	} else {
-		u, name, err = a.named(who)
-	}
+	u, name, err := a.named(who)
 	if err != nil {
 		return u, "", errs.InvalidArgument.Errorf("the image's USER %q: %w", s, err)
 	}
