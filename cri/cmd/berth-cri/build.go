@@ -137,8 +137,8 @@ func (d *daemon) apply(conf config.Config) {
 
 // close ends what build made. Containers and their supervisors go on.
 func (d *daemon) close() {
-	d.shims.Close()
 	d.pods.Close()
+	d.shims.Close()
 	if err := d.store.Close(); err != nil {
 		d.log.Error("store", "error", err)
 	}

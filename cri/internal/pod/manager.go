@@ -108,7 +108,9 @@ type Manager struct {
 	accounts accountCache
 	bus      bus
 	profiles profileCache
-	work     sync.WaitGroup // detached work, waited for by Close
+	work     sync.WaitGroup     // detached work, waited for by Close
+	life     context.Context    //nolint:containedctx // ends with Close; the parent of all detached work
+	end      context.CancelFunc // of life
 
 	mu         sync.RWMutex
 	pods       map[string]*Pod
@@ -121,8 +123,9 @@ func New(cfg Config, records Records, images Images, net Network) *Manager {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	life, end := context.WithCancel(context.Background()) //nolint:gosec // ended by Close
 	return &Manager{
-		cfg: cfg, records: records, images: images, network: net,
+		cfg: cfg, records: records, images: images, network: net, life: life, end: end,
 		pods: map[string]*Pod{}, containers: map[string]*Container{}, flights: map[string]*flight{},
 	}
 }
@@ -131,14 +134,24 @@ func New(cfg Config, records Records, images Images, net Network) *Manager {
 // New because each needs the other.
 func (m *Manager) SetShims(p *shims.Pool) { m.shims = p }
 
-// Close waits for detached work. Containers go on.
-func (m *Manager) Close() { m.work.Wait() }
+// closeGrace is how long Close lets detached work finish by itself. What it then cuts short is found again by the
+// next daemon: an interrupted creation by its record, an interrupted stop by the kubelet's retry.
+const closeGrace = 2 * time.Second
+
+// Close ends detached work and waits for it. Containers go on.
+func (m *Manager) Close() {
+	t := time.AfterFunc(closeGrace, m.end)
+	defer t.Stop()
+	m.work.Wait()
+	m.end()
+}
 
 // detach returns a context for work that outlives its caller, and counts it. done must be called at its end.
-func (m *Manager) detach(ctx context.Context, limit time.Duration) (context.Context, func()) {
+func (m *Manager) detach(ctx context.Context, limit time.Duration) (work context.Context, done func()) {
 	m.work.Add(1)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	return ctx, func() { cancel(); m.work.Done() }
+	stop := context.AfterFunc(m.life, cancel)
+	return ctx, func() { stop(); cancel(); m.work.Done() }
 }
 
 // Pod finds a pod by its id or a prefix that no other has. NotFound otherwise.

@@ -65,7 +65,8 @@ func (m *Manager) terminate(ctx context.Context, c *Container, grace time.Durati
 		case <-c.done:
 			return m.settled(ctx, c)
 		case <-t.C:
-		case <-ctx.Done():
+		case <-ctx.Done(): // the daemon ends: its successor is asked again, the grace is not cut short
+			return ctx.Err()
 		}
 	}
 	if err := m.kill(c); err != nil {
@@ -119,6 +120,8 @@ func (m *Manager) awaitDeath(ctx context.Context, c *Container) error {
 			if dead == 10 {
 				m.finish(c.ID, m.shims.ExitOf(c.ID))
 			}
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-limit.C:
 			return errs.DeadlineExceeded.Errorf("container %s was killed but does not die (stuck in the kernel?): pids %v", c.ID, m.stuck(c))
 		}
