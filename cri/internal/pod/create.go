@@ -150,7 +150,7 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 		return err
 	}
 	c.join, c.pidOf = out.Join, out.PidOf
-	if c.seccomp, err = m.profiles.digest(out.Spec.Linux.Seccomp, m.shims.AddProfile); err != nil {
+	if c.seccomp, err = m.profiles.digest(out.Spec.Linux.Seccomp, m.keepProfile); err != nil {
 		return err
 	}
 	out.Spec.Linux.Seccomp = nil

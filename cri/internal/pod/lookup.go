@@ -80,7 +80,7 @@ type profileCache struct {
 	known map[string]bool
 }
 
-func (c *profileCache) digest(p *specs.LinuxSeccomp, register func(string, json.RawMessage)) (string, error) {
+func (c *profileCache) digest(p *specs.LinuxSeccomp, register func(string, json.RawMessage) error) (string, error) {
 	if p == nil {
 		return "", nil
 	}
@@ -96,10 +96,41 @@ func (c *profileCache) digest(p *specs.LinuxSeccomp, register func(string, json.
 		c.known = map[string]bool{}
 	}
 	if !c.known[d] {
-		register(d, b)
+		if err := register(d, b); err != nil {
+			return "", err
+		}
 		c.known[d] = true
 	}
 	return d, nil
+}
+
+// profileKind records profiles by digest, without "sha256:": a container outlives the daemon that compiled its spec,
+// and its later execs, like its start, need the same profile.
+const profileKind = "seccomp"
+
+func (m *Manager) keepProfile(digest string, profile json.RawMessage) error {
+	m.shims.AddProfile(digest, profile)
+	return m.records.Put(profileKind, strings.TrimPrefix(digest, "sha256:"), profile)
+}
+
+// recoverProfiles registers the profiles that recorded containers name, and drops the records of all others.
+func (m *Manager) recoverProfiles() error {
+	all, err := m.records.Load(profileKind)
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, c := range m.Containers() {
+		used[c.seccomp] = true
+	}
+	for id, profile := range all {
+		if d := "sha256:" + id; used[d] {
+			m.shims.AddProfile(d, profile)
+		} else {
+			err = errors.Join(err, m.records.Delete(profileKind, id))
+		}
+	}
+	return err
 }
 
 // devicesBelow is the device node at path, named to in the container, or all those below it if it is a

@@ -30,6 +30,9 @@ func (m *Manager) Recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := m.recoverProfiles(); err != nil {
+		m.cfg.Log.Error("seccomp profiles: containers that name a lost one take no exec", "error", err)
+	}
 	pods, containers, err := m.shims.Recover(ctx)
 	if err != nil {
 		return err
