@@ -43,6 +43,10 @@ func FromEnv() (Config, error) {
 			all = append(all, fmt.Errorf("%s is %q, want an absolute path", name, *to))
 		}
 	}
+	c.Out = filepath.Join(c.Out, "bench")
+	if c.Picture == "" {
+		c.Picture = filepath.Join(c.Out, "cri.svg")
+	}
 	if os.Getenv("BERTH_BENCH_QUICK") == "1" {
 		c.Samples, c.Rounds, c.Hundreds, c.Each, c.Patience = 5, 2, 1, 10, time.Second
 	}

@@ -14,15 +14,13 @@ import (
 func (b *run) finish() error {
 	json := filepath.Join(b.Out, "cri.json")
 	err := b.report.WriteJSON(json)
-	if b.Picture != "" {
-		subtitle := fmt.Sprintf("one run on one machine, interleaved, p50 of %d; same images, seccomp, limits; logarithmic", b.Samples)
-		err = errors.Join(err, b.report.WriteSVG(b.Picture, "A pod's life through the CRI", subtitle, panels()))
-	}
+	subtitle := fmt.Sprintf("one run on one machine, interleaved, p50 of %d; same images, seccomp, limits; logarithmic", b.Samples)
+	err = errors.Join(err, b.report.WriteSVG(b.Picture, "A pod's life through the CRI", subtitle, panels()))
 	fmt.Printf("\n[%4.0f s] done; %d samples were taken on a busy machine (PSI over %g %%)\n\n", time.Since(b.begin).Seconds(), b.noisy, b.Noise)
 	b.report.Print(os.Stdout)
 	fmt.Println("\nRows named floor_… have the kernel alone as the peer. The bars:")
 	missed := b.report.PrintBars(os.Stdout, report.Bars())
-	fmt.Printf("\n%d of %d bars hold; the figures are in %s\n", len(report.Bars())-missed, len(report.Bars()), json)
+	fmt.Printf("\n%d of %d bars hold; the figures are in %s and %s\n", len(report.Bars())-missed, len(report.Bars()), json, b.Picture)
 	return err
 }
 
