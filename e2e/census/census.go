@@ -53,10 +53,35 @@ func (c Census) processes() {
 			continue
 		}
 		group, _ := os.ReadFile(d + "/cgroup")
-		if strings.HasPrefix(string(comm), "berth") || bytes.Contains(group, []byte("berth")) {
-			c.add("process", filepath.Base(d)+" "+strings.TrimSpace(string(comm)))
+		args, _ := os.ReadFile(d + "/cmdline")
+		if strings.HasPrefix(string(comm), "berth") || bytes.Contains(group, []byte("/berth-")) {
+			c.add("process", fmt.Sprintf("%s %s (%s)%s", filepath.Base(d), strings.TrimSpace(string(comm)), argv(args), groupOf(group)))
 		}
 	}
+}
+
+func argv(cmdline []byte) string {
+	return strings.TrimSpace(string(bytes.ReplaceAll(cmdline[:min(len(cmdline), 200)], []byte{0}, []byte(" "))))
+}
+
+// groupOf is the first group of Berth's in a /proc/PID/cgroup.
+func groupOf(file []byte) string {
+	for line := range strings.Lines(string(file)) {
+		if _, path, ok := strings.Cut(line, ":/"); ok && strings.Contains(path, "berth-") {
+			return " in /" + strings.TrimSpace(path)
+		}
+	}
+	return ""
+}
+
+// Of keeps, of the kinds that are the whole machine's in any namespace, what names the given lab ("berth-NAME"), and
+// of the nftables tables Berth's, because the kubelet makes some of its own.
+func (c Census) Of(lab string) Census {
+	for _, kind := range []string{"process", "cgroup", "loop"} {
+		maps.DeleteFunc(c[kind], func(name string, _ bool) bool { return !strings.Contains(name, lab) })
+	}
+	maps.DeleteFunc(c["nft"], func(name string, _ bool) bool { return !strings.Contains(name, "berth") })
+	return c
 }
 
 func (c Census) mounts() {

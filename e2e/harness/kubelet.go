@@ -62,12 +62,15 @@ func (l *Lab) StartKubelet(ctx context.Context, socket string, port int) (*Kubel
 	}
 	var err error
 	k.Process, err = Start(l.Logs(), "kubelet", nil, filepath.Join(l.Tool, "kubelet"), "--config", conf, "--root-dir", dir,
-		"--cert-dir", filepath.Join(dir, "pki"), "--hostname-override", "berth-"+l.Name, "--v", "2")
+		"--cert-dir", filepath.Join(dir, "pki"), "--hostname-override", l.Node(), "--v", "2")
 	if err != nil {
 		return nil, err
 	}
 	return k, Until(ctx, 100*time.Millisecond, k.Process, func() error { _, err := k.Pods(); return err })
 }
+
+// Node is the name of the lab's kubelet.
+func (l *Lab) Node() string { return "berth-" + l.Name }
 
 // Cgroup is below which the lab's kubelet makes its pods' groups.
 func (l *Lab) Cgroup() string { return "/berth-" + l.Name + "-kubelet" }

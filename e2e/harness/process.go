@@ -132,3 +132,16 @@ func Until(ctx context.Context, step time.Duration, p *Process, try func() error
 		}
 	}
 }
+
+// StartTime is when a process started, in clock ticks after boot: with the pid it names a process for ever.
+func StartTime(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // proc(5): field 22, the third is f[0]
+	if len(f) < 20 {
+		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, b)
+	}
+	return strconv.ParseUint(f[19], 10, 64)
+}

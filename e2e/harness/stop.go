@@ -59,6 +59,16 @@ func (l *Lab) Clear() error {
 	for _, dir := range []string{l.Run, l.Dir} {
 		all = append(all, unmountBelow(dir), os.RemoveAll(dir))
 	}
+	for range 100 { // killed processes are reaped, and namespaces end, a moment later
+		if len(l.left()) == 0 {
+			break
+		}
+		time.Sleep(30 * time.Millisecond)
+	}
+	return errors.Join(append(all, l.left()...)...)
+}
+
+func (l *Lab) left() (all []error) {
 	for kind, things := range census.Take(l.Dir, l.Run) {
 		for name := range things {
 			if strings.Contains(name, "berth-"+l.Name) {
@@ -66,11 +76,20 @@ func (l *Lab) Clear() error {
 			}
 		}
 	}
-	return errors.Join(all...)
+	return all
 }
 
-// clearNetwork removes the table that berth-cni keeps while the node lives.
+// clearNetwork removes the table that berth-cni keeps while the node lives, unless pods of other labs are in it.
 func (l *Lab) clearNetwork() error {
+	all, err := filepath.Glob("/run/*/cni/attachments/*")
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		if !strings.HasPrefix(a, l.Run+"/") && os.Getenv(isolated) == "" {
+			return nil
+		}
+	}
 	out, err := exec.Command("nft", "list", "tables").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "table inet berth-node") {
 		return nil
