@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,9 @@ func (l *Layout) Set(path string, r *specs.LinuxResources) error {
 	if l.V2 {
 		all = compileV2(r)
 	} else {
+		if len(r.Unified) > 0 {
+			return errs.FailedPrecondition.Errorf("cgroup %s: unified limits %v need cgroup v2, this node has v1 controllers", path, slices.Sorted(maps.Keys(r.Unified)))
+		}
 		all = l.compileV1(path, r)
 	}
 	for _, s := range all {
@@ -165,12 +169,7 @@ func compileV2(r *specs.LinuxResources) []setting {
 		add("hugetlb", "hugetlb."+h.Pagesize+".max", itoa(h.Limit), true)
 		add("hugetlb", "hugetlb."+h.Pagesize+".rsvd.max", itoa(h.Limit), true)
 	}
-	keys := make([]string, 0, len(r.Unified))
-	for k := range r.Unified {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
+	for _, k := range slices.Sorted(maps.Keys(r.Unified)) {
 		ctrl, _, _ := strings.Cut(k, ".")
 		add(ctrl, k, r.Unified[k], false)
 	}
