@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -46,9 +47,20 @@ func containerStatus(c *pod.Container) *cri.ContainerStatus {
 	return s
 }
 
-// stopSignal is the effective one; a container for which nobody chose has the runtime's default.
+// stopSignal is the effective one, whoever chose it.
 func stopSignal(c *pod.Container) cri.Signal {
 	name := unix.SignalName(c.Stop)
+	const rtmin, rtmax, half = 34, 64, 49 // the CRI names the lower ones from RTMIN, the upper ones from RTMAX
+	switch n := int(c.Stop); {
+	case n == rtmin:
+		name = "SIGRTMIN"
+	case n > rtmin && n <= half:
+		name = fmt.Sprintf("SIGRTMINPLUS%d", n-rtmin)
+	case n == rtmax:
+		name = "SIGRTMAX"
+	case n > half && n < rtmax:
+		name = fmt.Sprintf("SIGRTMAXMINUS%d", rtmax-n)
+	}
 	if n, ok := cri.Signal_value["SIGNAL_"+name]; ok {
 		return cri.Signal(n)
 	}

@@ -18,7 +18,9 @@ func imageItem(i *image.Image) *cri.Image {
 	if user == "" {
 		return out
 	}
-	if uid, err := strconv.ParseInt(user, 10, 32); err == nil && uid >= 0 {
+	// only a number in its one plain form is a uid; the kubelet sends back what it is told here, and package spec
+	// refuses the rest
+	if uid, err := strconv.ParseInt(user, 10, 32); err == nil && uid >= 0 && strconv.FormatInt(uid, 10) == user {
 		out.Uid = &cri.Int64Value{Value: uid}
 	} else {
 		out.Username = user
