@@ -67,6 +67,7 @@ func suites(ctx context.Context, lab *harness.Lab, program, out string, bad *[]s
 	if err := errors.Join(empty(ctx, lab.ContainerdSocket()), peer.Stop()); err != nil {
 		return err
 	}
+	lab.Pods = "10.95.0.0/16" // the peer's bridge still has the first address of the other range
 	if _, err := lab.StartCRI(ctx, harness.Options{}); err != nil {
 		return err
 	}
