@@ -69,8 +69,11 @@ func (l *Lab) UpstreamConflist() string {
     {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}
   ]
 }
-`, l.Name, l.Pods, filepath.Join(l.Run, "ipam"), "b-"+l.Name[max(0, len(l.Name)-13):]) // a link's name has 15 bytes
+`, l.Name, l.Pods, filepath.Join(l.Run, "ipam"), l.bridge())
 }
+
+// bridge is the peer's; a link's name has 15 bytes.
+func (l *Lab) bridge() string { return "b-" + l.Name[max(0, len(l.Name)-13):] }
 
 // WriteContainerdConfig writes containerd's configuration and its network's, and returns the former's path.
 func (l *Lab) WriteContainerdConfig(o Options) (string, error) {

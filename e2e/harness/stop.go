@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,7 +81,13 @@ func (l *Lab) left() (all []error) {
 }
 
 // clearNetwork removes the table that berth-cni keeps while the node lives, unless pods of other labs are in it.
+// The bridge is what the upstream plugins leave of a peer's network.
 func (l *Lab) clearNetwork() error {
+	if _, err := net.InterfaceByName(l.bridge()); err == nil {
+		if out, err := exec.Command("ip", "link", "delete", l.bridge()).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip: %w: %s", err, out)
+		}
+	}
 	all, err := filepath.Glob("/run/*/cni/attachments/*")
 	if err != nil {
 		return err
