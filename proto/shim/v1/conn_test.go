@@ -69,10 +69,18 @@ func pair(t *testing.T, h v1.Handler, events func(v1.Event)) (*v1.Client, *v1.Pe
 	return c, <-peers
 }
 
+// sentReply closes what it sent once it is on its way.
+type sentReply struct {
+	v1.HelloReply
+	fd *os.File
+}
+
+// Sent implements the optional method of a reply.
+func (r sentReply) Sent() { _ = r.fd.Close() }
+
 func TestCallCarriesFdsBothWays(t *testing.T) {
 	before := openFds(t)
 	t.Run("calls", func(t *testing.T) {
-		var sent *os.File
 		c, _ := pair(t, handler(func(_ string, _ json.RawMessage, fds []*os.File) (any, []*os.File, error) {
 			r, w, err := os.Pipe()
 			if err != nil {
@@ -81,8 +89,7 @@ func TestCallCarriesFdsBothWays(t *testing.T) {
 			_, err = io.WriteString(fds[0], "from shim")
 			w.Close()      //nolint:errcheck // test
 			fds[0].Close() //nolint:errcheck // test
-			sent = r
-			return v1.HelloReply{Pid: 7}, []*os.File{r}, err
+			return sentReply{v1.HelloReply{Pid: 7}, r}, []*os.File{r}, err
 		}), nil)
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -98,7 +105,7 @@ func TestCallCarriesFdsBothWays(t *testing.T) {
 		if err != nil || string(b) != "from shim" {
 			t.Errorf("read %q, %v", b, err)
 		}
-		_, _, _ = r.Close(), out[0].Close(), sent.Close()
+		_, _ = r.Close(), out[0].Close()
 	})
 	if after := openFds(t); after != before {
 		t.Errorf("%d descriptors before, %d after", before, after)
