@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-project/berth/proto/errs"
@@ -103,11 +102,7 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 		return errs.FailedPrecondition.Errorf("container %s is %s, not running", c.ID, st)
 	}
 	if s.TTY {
-		con, err := m.shims.Console(c.ID)
-		if err != nil {
-			return err
-		}
-		own, err := duplicate(con)
+		own, err := m.shims.Console(c.ID)
 		if err != nil {
 			return err
 		}
@@ -141,13 +136,4 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// duplicate is another descriptor of the same terminal, in the same mode.
-func duplicate(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }

@@ -37,6 +37,7 @@ type Pod struct {
 type PodState struct {
 	Creating bool            `json:"creating,omitempty"`
 	Ready    bool            `json:"ready,omitempty"`
+	Undone   bool            `json:"undone,omitempty"`  // its making failed, and its teardown: it may hold an address
 	Network  string          `json:"network,omitempty"` // CNI network it is attached to
 	IPs      []string        `json:"ips,omitempty"`     // primary first
 	Result   json.RawMessage `json:"result,omitempty"`  // CNI result

@@ -61,11 +61,7 @@ func (m *Manager) checkNetworks(ctx context.Context) {
 			if ctx.Err() != nil || !p.State().Ready || p.hostNetwork() {
 				continue
 			}
-			ns := m.shims.Namespace(p.ID, "net")
-			if ns == nil {
-				continue
-			}
-			path, err := m.network.Pin(p.ID, ns)
+			path, err := m.repin(p)
 			if err == nil {
 				err = m.network.Check(work, m.attachment(p, path))
 			}
@@ -74,6 +70,18 @@ func (m *Manager) checkNetworks(ctx context.Context) {
 			}
 		}
 	}()
+}
+
+// repin makes sure that a ready pod's namespace has its path.
+func (m *Manager) repin(p *Pod) (string, error) {
+	p.op.Lock() // a stop must not unpin it in between
+	defer p.op.Unlock()
+	ns, err := m.NamespacePath(p)
+	if err != nil {
+		return "", err
+	}
+	defer ns.Close() //nolint:errcheck // a namespace
+	return m.network.Pin(p.ID, ns)
 }
 
 // loadPods reads the records and returns which of them are of an earlier boot.
@@ -201,7 +209,7 @@ func (m *Manager) recoverPods(ctx context.Context, alive map[string]v1.PodState,
 				}
 				continue
 			}
-			p.set(func(s *PodState) { s.Creating = false })
+			p.set(func(s *PodState) { s.Creating, s.Undone = false, true })
 		case st.Ready && held && !old[p.ID]:
 			continue
 		case st.Ready:
@@ -221,7 +229,7 @@ func (m *Manager) lose(ctx context.Context, p *Pod, reboot bool) {
 		p.set(func(s *PodState) { s.Ready = false })
 		return
 	}
-	p.set(func(s *PodState) { s.Ready, s.Network, s.Result = false, "", nil })
+	p.set(func(s *PodState) { s.Ready, s.Network, s.Result, s.Undone = false, "", nil, false })
 }
 
 // endStrangers ends what supervisors hold without a record.

@@ -105,7 +105,7 @@ func (m *Manager) undoRun(ctx context.Context, p *Pod, cause error) error {
 	if err == nil {
 		return cause
 	}
-	p.set(func(s *PodState) { s.Creating, s.Ready = false, false })
+	p.set(func(s *PodState) { s.Creating, s.Ready, s.Undone = false, false, true })
 	m.mu.Lock()
 	m.pods[p.ID] = p
 	m.mu.Unlock()
@@ -144,8 +144,7 @@ func (m *Manager) makeNamespaces(ctx context.Context, p *Pod) error {
 		}
 		defer groups.Close()
 	}
-	_, err := m.shims.RunPod(ctx, req, groups)
-	return err
+	return m.shims.RunPod(ctx, req, groups)
 }
 
 // podGroup makes the group of the pod's own init process.
@@ -162,10 +161,11 @@ func (m *Manager) podGroup(p *Pod) (*cgroup.Handles, error) {
 }
 
 func (m *Manager) connect(ctx context.Context, p *Pod) error {
-	ns := m.shims.Namespace(p.ID, "net")
-	if ns == nil {
-		return errs.Internal.Errorf("pod %s has no network namespace", p.ID)
+	ns, err := m.shims.Namespace(p.ID, "net")
+	if err != nil {
+		return err
 	}
+	defer ns.Close() //nolint:errcheck // a namespace
 	netns, err := m.network.Pin(p.ID, ns)
 	if err != nil {
 		return err
@@ -311,15 +311,15 @@ func checkSysctls(c *cri.PodSandboxConfig) error {
 	return nil
 }
 
-// NamespacePath is a pod's network namespace while it has one, for dialling into it.
+// NamespacePath is a pod's network namespace while it has one, for dialling into it. It is the caller's to close.
 func (m *Manager) NamespacePath(p *Pod) (*os.File, error) {
 	if p.hostNetwork() {
 		return os.Open("/proc/self/ns/net")
 	}
-	if ns := m.shims.Namespace(p.ID, "net"); ns != nil && p.State().Ready {
-		return os.Open(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()))
+	if !p.State().Ready {
+		return nil, errs.FailedPrecondition.Errorf("pod %s is not ready", p.ID)
 	}
-	return nil, errs.FailedPrecondition.Errorf("pod %s is not ready", p.ID)
+	return m.shims.Namespace(p.ID, "net")
 }
 
 // validAttachments are the ids of pods that may hold a network attachment.

@@ -47,7 +47,7 @@ func (m *Manager) stop(ctx context.Context, p *Pod) error {
 		return err
 	}
 	was := p.State().Ready
-	p.set(func(s *PodState) { s.Ready, s.Network, s.Result = false, "", nil })
+	p.set(func(s *PodState) { s.Ready, s.Network, s.Result, s.Undone = false, "", nil, false })
 	if err := m.savePod(p); err != nil {
 		return err
 	}
@@ -82,13 +82,14 @@ func (m *Manager) stopAll(ctx context.Context, p *Pod) error {
 func (m *Manager) teardown(ctx context.Context, p *Pod) error {
 	if !p.hostNetwork() {
 		netns := ""
-		if ns := m.shims.Namespace(p.ID, "net"); ns != nil {
-			var err error
-			if netns, err = m.network.Pin(p.ID, ns); err != nil {
+		if ns, err := m.shims.Namespace(p.ID, "net"); err == nil {
+			netns, err = m.network.Pin(p.ID, ns)
+			_ = ns.Close() // pinned, or not
+			if err != nil {
 				return err
 			}
 		}
-		if st := p.State(); st.Network != "" || st.Creating {
+		if st := p.State(); st.Network != "" || st.Creating || st.Undone {
 			if err := m.network.Detach(ctx, m.attachment(p, netns)); err != nil {
 				return err
 			}

@@ -154,8 +154,8 @@ func (p *Pool) resync(hello *v1.HelloReply) {
 // replace starts a new process for a shim that died and gives it all the old one had.
 func (p *Pool) replace(ctx context.Context, s *shim) {
 	start := time.Now()
-	pods, containers := p.holdings(s)
 	p.failExecs(s)
+	pods, containers := p.holdings(s)
 	if len(pods) == 0 && len(containers) == 0 {
 		p.mu.Lock()
 		delete(p.shims, s.id)
@@ -179,27 +179,37 @@ func (p *Pool) replace(ctx context.Context, s *shim) {
 		if err := s.adoptPod(ctx, id, e); err != nil {
 			p.log.Error("pod not adopted", "pod", id, "shim", s.id, "error", err)
 		}
+		e.close()
 	}
 	for id, e := range containers {
 		if err := s.adoptContainer(ctx, e); err != nil {
 			p.log.Error("container not adopted", "container", id, "shim", s.id, "error", err)
 		}
+		e.close()
 	}
 	p.log.Warn("shim died and was replaced", "shim", s.id, "pid", s.pid, "pods", len(pods), "containers", len(containers), "took", time.Since(start))
 }
 
+// holdings are copies of a shim's entries, with descriptors of their own: a pod may be removed meanwhile.
 func (p *Pool) holdings(s *shim) (pods map[string]*podEntry, containers map[string]*containerEntry) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pods, containers = map[string]*podEntry{}, map[string]*containerEntry{}
 	for id, e := range p.pods {
 		if e.shim == s {
-			pods[id] = e
+			c := *e
+			c.ns = duplicates(e.ns)
+			if e.init != nil {
+				c.init = duplicates(map[string]*os.File{"": e.init})[""]
+			}
+			pods[id] = &c
 		}
 	}
 	for id, e := range p.containers {
 		if e.shim == s && !e.exited && e.static.ID != "" {
-			containers[id] = e
+			c := *e
+			c.handles = duplicates(e.handles)
+			containers[id] = &c
 		}
 	}
 	return pods, containers

@@ -25,6 +25,12 @@ type containerEntry struct {
 	exited  bool
 }
 
+func (e *containerEntry) close() {
+	for _, f := range e.handles {
+		_ = f.Close()
+	}
+}
+
 // Started is what Start tells of a running container.
 type Started struct {
 	Pid  int
@@ -63,24 +69,24 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 // Signal sends a signal to a container's init, by its pidfd: no shim is asked and no pid can be mistaken.
 // NotFound: the pool does not know the container. A process that is gone is fine.
 func (p *Pool) Signal(id string, sig unix.Signal) error {
-	f, err := p.handle(id, v1.HandlePidfd)
-	if err != nil {
-		return err
-	}
-	if err := unix.PidfdSendSignal(int(f.Fd()), sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("signal container %s: %w", id, err)
-	}
-	return nil
+	return p.with(id, v1.HandlePidfd, func(f *os.File) error {
+		if err := unix.PidfdSendSignal(int(f.Fd()), sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("signal container %s: %w", id, err)
+		}
+		return nil
+	})
 }
 
-func (p *Pool) handle(id, name string) (*os.File, error) {
+// with uses one of the pool's descriptors while nobody can close it: its number might be another container's by
+// then. use must not block.
+func (p *Pool) with(id, name string, use func(*os.File) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.containers[id]
 	if e == nil || e.handles[name] == nil {
-		return nil, errs.NotFound.Errorf("container %s has no %s", id, name)
+		return errs.NotFound.Errorf("container %s has no %s", id, name)
 	}
-	return e.handles[name], nil
+	return use(e.handles[name])
 }
 
 // dropHandle closes the pool's duplicate of one descriptor.
@@ -93,28 +99,34 @@ func (p *Pool) dropHandle(id, name string) {
 	}
 }
 
-// Console is the terminal of a container that has one; it stays the pool's.
-func (p *Pool) Console(id string) (*os.File, error) { return p.handle(id, v1.HandleConsole) }
+// Console is a duplicate of the terminal of a container that has one, the caller's to close.
+func (p *Pool) Console(id string) (own *os.File, err error) {
+	err = p.with(id, v1.HandleConsole, func(f *os.File) error {
+		own, err = duplicate(f)
+		return err
+	})
+	return own, err
+}
 
 // Dead says whether a container's init process has ended, whatever its shim has told so far. A container that
 // the pool does not know is dead.
 func (p *Pool) Dead(id string) bool {
-	f, err := p.handle(id, v1.HandlePidfd)
-	if err != nil {
-		return true
-	}
-	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}} //nolint:gosec // a descriptor
-	n, err := unix.Poll(fds, 0)
-	return err == nil && n == 1
+	dead := true
+	_ = p.with(id, v1.HandlePidfd, func(f *os.File) error { // unknown is dead
+		dead = readable(f)
+		return nil
+	})
+	return dead
 }
 
 // ExitOf is what the kernel itself knows of the end of a dead container (PIDFD_INFO_EXIT, Linux 6.15).
 func (p *Pool) ExitOf(id string) v1.Exit {
-	f, err := p.handle(id, v1.HandlePidfd)
-	if err != nil {
-		return v1.Exit{Code: 255, Unknown: true, At: time.Now()}
-	}
-	return exitOf(f)
+	x := v1.Exit{Code: 255, Unknown: true, At: time.Now()}
+	_ = p.with(id, v1.HandlePidfd, func(f *os.File) error { // unknown it stays
+		x = exitOf(f)
+		return nil
+	})
+	return x
 }
 
 // ReopenLog makes the shim continue a container's log in a new file.
@@ -160,9 +172,7 @@ func (p *Pool) Delete(ctx context.Context, id string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if e := p.containers[id]; e != nil {
-		for _, f := range e.handles {
-			_ = f.Close()
-		}
+		e.close()
 		delete(p.containers, id)
 	}
 	return err

@@ -1,7 +1,10 @@
 package shims
 
 import (
+	"fmt"
 	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/cri/internal/cgroup"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
@@ -31,6 +34,26 @@ func byName(names []string, fds []*os.File) map[string]*os.File {
 		}
 	}
 	return m
+}
+
+// duplicate is another descriptor of the same open file.
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// duplicates are those of a map's files; what cannot be duplicated is left out.
+func duplicates(of map[string]*os.File) map[string]*os.File {
+	all := map[string]*os.File{}
+	for name, f := range of {
+		if own, err := duplicate(f); err == nil {
+			all[name] = own
+		}
+	}
+	return all
 }
 
 func closeAll(fds []*os.File) {

@@ -20,6 +20,15 @@ type podEntry struct {
 	init    *os.File
 }
 
+func (e *podEntry) close() {
+	for _, f := range e.ns {
+		_ = f.Close()
+	}
+	if e.init != nil {
+		_ = e.init.Close()
+	}
+}
+
 // place chooses the shim of a new pod, starting one if all are full.
 func (p *Pool) place(ctx context.Context) (*shim, error) {
 	p.spawn.Lock()
@@ -55,11 +64,11 @@ func (p *Pool) place(ctx context.Context) (*shim, error) {
 	return s, nil
 }
 
-// RunPod makes a pod's namespaces in some shim. The descriptors it returns by kind stay the pool's.
-func (p *Pool) RunPod(ctx context.Context, req v1.RunPod, groups *cgroup.Handles) (map[string]*os.File, error) {
+// RunPod makes a pod's namespaces in some shim and keeps their descriptors.
+func (p *Pool) RunPod(ctx context.Context, req v1.RunPod, groups *cgroup.Handles) error {
 	s, err := p.place(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		p.mu.Lock()
@@ -70,12 +79,12 @@ func (p *Pool) RunPod(ctx context.Context, req v1.RunPod, groups *cgroup.Handles
 	var reply v1.RunPodReply
 	fds, err := s.call(ctx, v1.MethodRunPod, req, files(groups), &reply)
 	if err != nil {
-		return nil, fmt.Errorf("shim %s: %w", s.id, err)
+		return fmt.Errorf("shim %s: %w", s.id, err)
 	}
 	e := &podEntry{shim: s, ns: map[string]*os.File{}, order: reply.Namespaces, initPid: reply.InitPid}
 	if len(fds) < len(reply.Namespaces) {
 		closeAll(fds)
-		return nil, errs.Internal.Errorf("shim %s: %d namespaces but %d descriptors", s.id, len(reply.Namespaces), len(fds))
+		return errs.Internal.Errorf("shim %s: %d namespaces but %d descriptors", s.id, len(reply.Namespaces), len(fds))
 	}
 	for i, kind := range reply.Namespaces {
 		e.ns[kind] = fds[i]
@@ -86,17 +95,19 @@ func (p *Pool) RunPod(ctx context.Context, req v1.RunPod, groups *cgroup.Handles
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.pods[req.ID] = e
-	return e.ns, nil
+	return nil
 }
 
-// Namespace is the pool's descriptor of a pod's namespace, or nil.
-func (p *Pool) Namespace(pod, kind string) *os.File {
+// Namespace is a duplicate of the descriptor of a pod's namespace, the caller's to close. NotFound: the pod, or its
+// own namespace of that kind, is not there.
+func (p *Pool) Namespace(pod, kind string) (*os.File, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if e := p.pods[pod]; e != nil {
-		return e.ns[kind]
+	e := p.pods[pod]
+	if e == nil || e.ns[kind] == nil {
+		return nil, errs.NotFound.Errorf("pod %s has no %s namespace of its own", pod, kind)
 	}
-	return nil
+	return duplicate(e.ns[kind])
 }
 
 // RemovePod ends the shim's and the pool's hold on a pod. An unknown pod is fine. If the shim does not answer
@@ -104,22 +115,17 @@ func (p *Pool) Namespace(pod, kind string) *os.File {
 func (p *Pool) RemovePod(ctx context.Context, id string) error {
 	p.mu.Lock()
 	e := p.pods[id]
+	if e != nil && e.init != nil {
+		_ = unix.PidfdSendSignal(int(e.init.Fd()), unix.SIGKILL, nil, 0) // gone already is fine
+	}
 	p.mu.Unlock()
 	if e == nil {
 		return nil
-	}
-	if e.init != nil {
-		_ = unix.PidfdSendSignal(int(e.init.Fd()), unix.SIGKILL, nil, 0) // gone already is fine
 	}
 	_, err := e.shim.call(ctx, v1.MethodRemovePod, v1.PodRef{ID: id}, nil, nil)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.pods, id)
-	for _, f := range e.ns {
-		_ = f.Close()
-	}
-	if e.init != nil {
-		_ = e.init.Close()
-	}
+	e.close()
 	return err
 }
