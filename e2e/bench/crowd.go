@@ -46,16 +46,19 @@ const idle = 25 * time.Second
 
 // burst starts and removes n pods and returns both rates.
 func (b *run) burst(ctx context.Context, side *rig.Side, n int, weigh bool) (up, down float64, err error) {
-	before, err := weights(side)
-	if err != nil {
-		return 0, 0, err
+	var before weight
+	if weigh {
+		settle(ctx, idle)
+		if before, err = weights(side); err != nil {
+			return 0, 0, err
+		}
 	}
 	crowd, took, err := b.stage.runners[side.Name].Burst(ctx, fmt.Sprintf("burst-%d", n), n)
 	if err == nil && weigh {
 		settle(ctx, idle)
 		var at weight
 		if at, err = weights(side); err == nil {
-			at.count, at.before = n, before.all
+			at.count, at.before = n, before.daemon
 			b.weights[side.Name] = at
 		}
 	}
@@ -67,11 +70,12 @@ func (b *run) burst(ctx context.Context, side *rig.Side, n int, weigh bool) (up,
 // weight is memory in bytes of PSS.
 type weight struct {
 	all, daemon, pauses uint64
-	before              uint64 // all, without pods
+	before              uint64 // the daemon, idle and without pods
 	count               int    // of pods
 }
 
-// perPod is what each pod adds to the runtime's own processes.
+// perPod is what a pod costs in the runtime's own processes: all of them but the daemon as it is without pods. Shims
+// that the pods before have left are no baseline: they are there because of pods.
 func (w weight) perPod() float64 { return (float64(w.all) - float64(w.before)) / float64(w.count) }
 
 func weights(side *rig.Side) (w weight, err error) {

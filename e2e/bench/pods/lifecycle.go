@@ -57,6 +57,9 @@ func (r *Runner) Life(ctx context.Context, name string) (Times, error) {
 	return t, errors.Join(err, p.clean())
 }
 
+// bootTime is what the workload gets to be scheduled, execute itself and install its handler of SIGTERM.
+const bootTime = 30 * time.Millisecond
+
 func (r *Runner) life(ctx context.Context, p *pod, t Times) error {
 	rt, container := r.Client.Runtime, ""
 	steps := []struct {
@@ -94,6 +97,9 @@ func (r *Runner) life(ctx context.Context, p *pod, t Times) error {
 		}},
 	}
 	for _, s := range steps {
+		if s.name == StopContainer { // pid 1 is deaf until it has its handler: a node never stops what just started
+			time.Sleep(bootTime)
+		}
 		if err := timed(t, s.name, s.call); err != nil {
 			return p.errorf(s.name, err)
 		}

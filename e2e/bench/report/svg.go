@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"html"
 	"math"
+	"strconv"
 	"strings"
 )
 
@@ -129,7 +130,7 @@ func short(v float64) string {
 	case v >= 1:
 		return strings.TrimSuffix(fmt.Sprintf("%.1f", v), ".0")
 	default:
-		return strings.TrimRight(strings.TrimRight(fmt.Sprintf("%.2f", v), "0"), ".")
+		return strconv.FormatFloat(v, 'g', 2, 64)
 	}
 }
 
