@@ -221,7 +221,7 @@ func quantity(s string) (int64, error) {
 	} {
 		if num, ok := strings.CutSuffix(s, suffix); ok {
 			f, err := strconv.ParseFloat(num, 64)
-			if err != nil || f < 0 || f*factor > 1e15 {
+			if err != nil || !(f >= 0 && f*factor <= 1e15) { // NaN compares with nothing
 				return 0, errs.InvalidArgument.Errorf("%q is no bandwidth such as 10M", s)
 			}
 			return int64(f * factor), nil

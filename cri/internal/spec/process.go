@@ -197,6 +197,11 @@ func adjust(set, ambient map[string]bool, c *cri.Capability, known []string) err
 	return nil
 }
 
+// synonyms are the signal(7) names that the CRI has and package unix has not.
+func synonyms() map[string]unix.Signal {
+	return map[string]unix.Signal{"SIGCLD": unix.SIGCHLD, "SIGIOT": unix.SIGABRT, "SIGPOLL": unix.SIGIO, "SIGUNUSED": unix.SIGSYS}
+}
+
 // Signal is the number of a stop signal: a name with or without SIG, a number, SIGRTMIN+n. An empty or unknown
 // one is SIGTERM with ok false.
 func Signal(s string) (sig unix.Signal, ok bool) {
@@ -212,6 +217,9 @@ func Signal(s string) (sig unix.Signal, ok bool) {
 		up = "SIG" + up
 	}
 	if n := unix.SignalNum(up); n != 0 {
+		return n, true
+	}
+	if n := synonyms()[up]; n != 0 {
 		return n, true
 	}
 	const rtmin, rtmax = 34, 64 // as libc's: 32 and 33 are its own
