@@ -112,6 +112,8 @@ type Manager struct {
 	life     context.Context    //nolint:containedctx // ends with Close; the parent of all detached work
 	end      context.CancelFunc // of life
 
+	recovered chan struct{} // closed when every recorded container's state is known again; exits wait for it
+
 	mu         sync.RWMutex
 	pods       map[string]*Pod
 	containers map[string]*Container
@@ -126,7 +128,7 @@ func New(cfg Config, records Records, images Images, net Network) *Manager {
 	life, end := context.WithCancel(context.Background()) //nolint:gosec // ended by Close
 	return &Manager{
 		cfg: cfg, records: records, images: images, network: net, life: life, end: end,
-		pods: map[string]*Pod{}, containers: map[string]*Container{}, flights: map[string]*flight{},
+		recovered: make(chan struct{}), pods: map[string]*Pod{}, containers: map[string]*Container{}, flights: map[string]*flight{},
 	}
 }
 
@@ -285,7 +287,11 @@ func (m *Manager) SupervisorExited(x v1.Exited) {
 	m.work.Add(1)
 	go func() {
 		defer m.work.Done()
-		m.finish(x.Container, x.Exit)
+		select {
+		case <-m.recovered: // before that a record may say CREATED of a container that has run and ended
+			m.finish(x.Container, x.Exit)
+		case <-m.life.Done(): // the next daemon hears of it in Hello
+		}
 	}()
 }
 

@@ -38,6 +38,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 		return err
 	}
 	m.recoverContainers(containers, oldContainers)
+	close(m.recovered)
 	m.recoverPods(ctx, pods, oldPods)
 	m.endStrangers(ctx, pods, containers)
 	m.images.Retain(m.holders())
