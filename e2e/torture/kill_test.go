@@ -1,0 +1,120 @@
+package torture
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// times is how often something is killed: few, or with BERTH_TORTURE=1 all.
+func times(few, all int) int {
+	if os.Getenv("BERTH_TORTURE") != "" {
+		return all
+	}
+	return few
+}
+
+// TestTortureDaemon kills berth-cri under load. Each time it answers again within a second.
+func TestTortureDaemon(t *testing.T) {
+	var took []time.Duration
+	under(t, 4, &ledger{}, func(ctx context.Context) error {
+		for range times(5, 100) {
+			time.Sleep(time.Duration(50+rand.IntN(700)) * time.Millisecond)
+			d, err := killDaemon(ctx)
+			if err != nil {
+				return err
+			}
+			took = append(took, d)
+		}
+		return nil
+	})
+	report(t, took)
+}
+
+// TestTortureShim kills supervisors under load; the daemon replaces each.
+func TestTortureShim(t *testing.T) {
+	killed := 0
+	under(t, 4, &ledger{shimDies: true}, func(context.Context) error {
+		for range times(4, 50) {
+			time.Sleep(time.Duration(200+rand.IntN(500)) * time.Millisecond)
+			killed += killShim()
+		}
+		time.Sleep(300 * time.Millisecond)
+		return nil
+	})
+	t.Logf("%d shims killed", killed)
+}
+
+// TestTortureBoth kills both in turn, each when the other is there: what both hold is lost when both are gone.
+func TestTortureBoth(t *testing.T) {
+	var took []time.Duration
+	under(t, 3, &ledger{shimDies: true}, func(ctx context.Context) error {
+		for range times(3, 25) {
+			time.Sleep(time.Duration(100+rand.IntN(300)) * time.Millisecond)
+			killShim()
+			if err := replaced(ctx); err != nil {
+				return err
+			}
+			d, err := killDaemon(ctx)
+			if err != nil {
+				return err
+			}
+			took = append(took, d)
+		}
+		return nil
+	})
+	report(t, took)
+}
+
+func killDaemon(ctx context.Context) (time.Duration, error) {
+	node.process().Kill()
+	return node.start(ctx, nil)
+}
+
+// killShim kills one supervisor, if there is any.
+func killShim() int {
+	pids := node.shims()
+	if len(pids) == 0 {
+		return 0
+	}
+	if err := unix.Kill(pids[rand.IntN(len(pids))], unix.SIGKILL); err != nil {
+		return 0
+	}
+	return 1
+}
+
+// replaced waits until the daemon has given a dead shim's containers to a new one: it says so in its log.
+func replaced(ctx context.Context) error {
+	for range 100 {
+		time.Sleep(20 * time.Millisecond)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if len(node.shims()) > 0 {
+			break
+		}
+	}
+	time.Sleep(400 * time.Millisecond) // adoption takes milliseconds
+	if len(node.shims()) == 0 {
+		return fmt.Errorf("no shim took the dead one's place")
+	}
+	return nil
+}
+
+func report(t *testing.T, took []time.Duration) {
+	t.Helper()
+	if len(took) == 0 {
+		return
+	}
+	slices.Sort(took)
+	t.Logf("%d kills; from exec to a good Version and Status: median %v, worst %v", len(took), took[len(took)/2], took[len(took)-1])
+	if worst := took[len(took)-1]; worst > time.Second {
+		t.Errorf("the daemon took %v to answer again, want less than a second", worst)
+	}
+}
