@@ -78,7 +78,7 @@ func Default() Config {
 	return Config{
 		Root: "/var/lib/berth", State: "/run/berth", Socket: "/run/berth/cri.sock", DebugSocket: "/run/berth/debug.sock",
 		LogLevel: "info",
-		Shim:     Shim{PodsPer: 64},
+		Shim:     Shim{PodsPer: 128},
 		Cgroup:   Cgroup{Driver: "cgroupfs", Own: "/berth"},
 		Image: Image{
 			HostsDir: "/etc/berth/certs.d", PreloadDir: "/var/lib/berth/preload", StallSeconds: 30, MinThroughput: 1024,
