@@ -22,7 +22,6 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/fsnotify/fsnotify"
 
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -114,38 +113,7 @@ func single(file string) (*libcni.NetworkConfigList, error) {
 	if conf.Network.Type == "" {
 		return nil, errors.New(`misses "type" (is it a conflist?)`)
 	}
-	return libcni.ConfListFromConf(conf)
-}
-
-// Run follows the directory until ctx ends. A directory that does not exist yet is polled for.
-func (n *Network) Run(ctx context.Context) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch CNI configuration: %w", err)
-	}
-	defer w.Close() //nolint:errcheck // nothing to lose
-	watching := w.Add(n.cfg.ConfDir) == nil
-	tick := time.NewTicker(5 * time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case e := <-w.Events:
-			if e.Has(fsnotify.Remove) && e.Name == n.cfg.ConfDir {
-				watching = false
-			}
-			n.Reload()
-		case err := <-w.Errors:
-			n.log.Warn("watch CNI configuration", "error", err)
-		case <-tick.C:
-			if !watching {
-				if watching = w.Add(n.cfg.ConfDir) == nil; watching {
-					n.Reload()
-				}
-			}
-		}
-	}
+	return libcni.ConfListFromConf(conf) //nolint:staticcheck // the format is deprecated, its files are still on nodes
 }
 
 // Ready is nil when pods can be connected: there is a configuration and its plugins' STATUS says so.
@@ -259,10 +227,12 @@ func (n *Network) Attach(ctx context.Context, a Attachment) (Result, error) {
 			return r, nil
 		}
 	}
-	a.Network = list.Name
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	return Result{}, fmt.Errorf("CNI ADD: %w", errors.Join(err, n.Detach(undo, a)))
+	if derr := n.cni.DelNetworkList(undo, list, rt); derr != nil { // by the list that failed, whatever the directory holds by now
+		err = errors.Join(err, fmt.Errorf("CNI DEL: %w", derr))
+	}
+	return Result{}, fmt.Errorf("CNI ADD: %w", err)
 }
 
 func digest(network string, res types.Result) (Result, error) {
