@@ -88,6 +88,7 @@ func (d *daemon) run(ctx context.Context, l net.Listener, reload *reloader) erro
 		})
 	}
 	part("store", d.store.Run)
+	part("orphans", d.shims.Collect)
 	part("images", d.images.Run)
 	part("network", d.network.Run)
 	part("streaming", d.stream.Run)

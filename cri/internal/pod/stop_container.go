@@ -63,7 +63,7 @@ func (m *Manager) terminate(ctx context.Context, c *Container, grace time.Durati
 		defer t.Stop()
 		select {
 		case <-c.done:
-			return m.settled(ctx, c)
+			return nil
 		case <-t.C:
 		case <-ctx.Done(): // the daemon ends: its successor is asked again, the grace is not cut short
 			return ctx.Err()
@@ -102,7 +102,7 @@ func (m *Manager) kill(c *Container) error {
 }
 
 // awaitDeath waits for the exit to be recorded. A supervisor that does not tell of it, though the process is dead,
-// is waited for a second; then the kernel's own word counts.
+// is waited for a second; then the kernel's own word counts, if it has one within six.
 func (m *Manager) awaitDeath(ctx context.Context, c *Container) error {
 	limit := time.NewTimer(killLimit)
 	defer limit.Stop()
@@ -112,13 +112,16 @@ func (m *Manager) awaitDeath(ctx context.Context, c *Container) error {
 	for {
 		select {
 		case <-c.done:
-			return m.settled(ctx, c)
+			return nil
 		case <-tick.C:
 			if m.shims.Dead(c.ID) {
 				dead++
 			}
-			if dead == 10 {
-				m.finish(c.ID, m.shims.ExitOf(c.ID))
+			if dead < 10 {
+				continue
+			}
+			if x := m.shims.ExitOf(c.ID); !x.Unknown || dead >= 60 {
+				m.finish(c.ID, x)
 			}
 		case <-ctx.Done():
 			return ctx.Err()
@@ -136,12 +139,14 @@ func (m *Manager) stuck(c *Container) []int {
 	return m.cfg.Cgroups.Pids(group)
 }
 
-// settled waits, briefly, for the cleaning that follows an exit, so that a caller finds no process of it.
-func (m *Manager) settled(ctx context.Context, c *Container) error {
+// settled waits, briefly, for the cleaning that follows an exit, so that a stopped pod leaves no group.
+func (m *Manager) settled(ctx context.Context, c *Container) {
+	if c.State().CRI() != cri.ContainerState_CONTAINER_EXITED {
+		return
+	}
 	select {
 	case <-c.cleaned:
 	case <-time.After(5 * time.Second):
 	case <-ctx.Done():
 	}
-	return nil
 }

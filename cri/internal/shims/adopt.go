@@ -19,6 +19,9 @@ import (
 // passed to the exited function after Recover has returned them here. A directory whose shim is gone is removed.
 func (p *Pool) Recover(ctx context.Context) (pods map[string]v1.PodState, containers map[string]v1.ContainerState, err error) {
 	pods, containers = map[string]v1.PodState{}, map[string]v1.ContainerState{}
+	if err := becomeParent(); err != nil {
+		return nil, nil, err
+	}
 	ents, err := os.ReadDir(p.cfg.Dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, nil, err

@@ -119,7 +119,8 @@ func (p *Pool) Dead(id string) bool {
 	return dead
 }
 
-// ExitOf is what the kernel itself knows of the end of a dead container (PIDFD_INFO_EXIT, Linux 6.15).
+// ExitOf is what the kernel itself knows of the end of a dead container (PIDFD_INFO_EXIT, Linux 6.15). It is unknown
+// until the container's parent has collected it.
 func (p *Pool) ExitOf(id string) v1.Exit {
 	x := v1.Exit{Code: 255, Unknown: true, At: time.Now()}
 	_ = p.with(id, v1.HandlePidfd, func(f *os.File) error { // unknown it stays

@@ -115,8 +115,12 @@ func (p *Pool) failExecs(s *shim) {
 			for !readable(own) && !p.isClosed() {
 				time.Sleep(10 * time.Millisecond)
 			}
+			x := exitOf(own)
+			for end := time.Now().Add(uncollected); x.Unknown && time.Now().Before(end) && !p.isClosed(); x = exitOf(own) {
+				time.Sleep(5 * time.Millisecond)
+			}
 			select {
-			case e.done <- exitOf(own):
+			case e.done <- x:
 			default:
 			}
 		})

@@ -99,9 +99,10 @@ type pidfdInfo struct {
 }
 
 // exitStatus asks the kernel for the wait status of a process that has been collected by its parent. A process
-// that has ended and was not collected yet is waited for, for a short while.
+// that has ended and was not collected yet is waited for, five seconds: its parent is the daemon, or, if another
+// daemon had started the dead shim, the machine's init, and some of those look once in a second or two.
 func exitStatus(pidfd int) (unix.WaitStatus, bool) {
-	for range 200 {
+	for range 1000 {
 		info := pidfdInfo{mask: unix.PIDFD_INFO_EXIT}
 		// the number encodes the size of the struct, by which the kernel tells versions
 		request := uintptr(0xc000ff0b) | unsafe.Sizeof(info)<<16
