@@ -32,6 +32,9 @@ func (m *Manager) finish(id string, exit v1.Exit) {
 	if err := m.saveContainer(c); err != nil {
 		m.cfg.Log.Error("exit not recorded", "container", c.ID, "error", err)
 	}
+	if err := m.killGroup(c); err != nil { // before anybody hears of the end: nothing of it runs on
+		m.cfg.Log.Error("processes of an ended container may run on", "container", c.ID, "error", err)
+	}
 	close(c.done)
 	m.publish(cri.ContainerEventType_CONTAINER_STOPPED_EVENT, c.PodID, c.ID)
 	m.cfg.Log.Info("container ended", "container", c.ID, "name", c.Config.GetMetadata().GetName(), "code", exit.Code, "reason", reason(exit))
@@ -55,6 +58,14 @@ func message(x v1.Exit) string {
 		return "nobody saw how the container ended: its supervisor was gone, or the node restarted"
 	}
 	return ""
+}
+
+func (m *Manager) killGroup(c *Container) error {
+	group, err := m.Group(c)
+	if err != nil {
+		return err
+	}
+	return m.cfg.Cgroups.Kill(group)
 }
 
 // clean removes what an ended container leaves running or held: processes of its group, the group, the

@@ -69,7 +69,9 @@ func (m *Manager) stopAll(ctx context.Context, p *Pod) error {
 				mu.Lock()
 				defer mu.Unlock()
 				all = append(all, err)
+				return
 			}
+			m.settled(ctx, c)
 		})
 	}
 	wg.Wait()

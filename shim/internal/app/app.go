@@ -38,7 +38,7 @@ type Config struct {
 
 // The shim keeps its memory small: it lives as long as its pods do.
 const (
-	gcPercent   = 40
+	gcPercent   = 100
 	memoryLimit = 24 << 20         // above it the collector works harder; nothing fails
 	idleAfter   = 10 * time.Second // without a request the freed memory goes back to the kernel
 )
