@@ -51,8 +51,10 @@ func (p *Pool) Recover(ctx context.Context) (pods map[string]v1.PodState, contai
 	return pods, containers, nil
 }
 
+// discard removes what is left of a shim whose process is gone.
 func (p *Pool) discard(s *shim) {
-	err := errors.Join(os.RemoveAll(s.dir), p.cfg.Cgroups.Remove(p.cfg.Group+"/shim-"+s.id))
+	s.disconnect()
+	err := errors.Join(os.RemoveAll(s.dir), p.cfg.Cgroups.Remove(s.group()))
 	if err != nil {
 		p.log.Warn("leftovers of a shim stay", "shim", s.id, "error", err)
 	}
@@ -129,7 +131,7 @@ func (p *Pool) watch(s *shim, ended <-chan struct{}) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	if s.alive() {
-		p.log.Error("shim lives but does not answer; it is left alone", "shim", s.id, "pid", s.pid)
+		p.log.Error("shim lives but does not answer; it is left alone", "shim", s.id)
 		return
 	}
 	p.replace(ctx, s)
@@ -156,6 +158,8 @@ func (p *Pool) resync(hello *v1.HelloReply) {
 
 // replace starts a new process for a shim that died and gives it all the old one had.
 func (p *Pool) replace(ctx context.Context, s *shim) {
+	s.life.Lock() // the new process may die in turn
+	defer s.life.Unlock()
 	start := time.Now()
 	p.failExecs(s)
 	pods, containers := p.holdings(s)
@@ -170,12 +174,15 @@ func (p *Pool) replace(ctx context.Context, s *shim) {
 	p.mu.Lock()
 	s.profiles = map[string]bool{}
 	p.mu.Unlock()
-	if err := p.exec(s); err != nil {
+	hello, err := p.again(ctx, s)
+	if err != nil {
 		p.log.Error("shim not replaced; its containers run without supervision", "shim", s.id, "error", err)
-		return
-	}
-	if _, err := s.connect(ctx); err != nil {
-		p.log.Error("new shim does not answer", "shim", s.id, "error", err)
+		for _, e := range pods {
+			e.close()
+		}
+		for _, e := range containers {
+			e.close()
+		}
 		return
 	}
 	for id, e := range pods {
@@ -190,7 +197,23 @@ func (p *Pool) replace(ctx context.Context, s *shim) {
 		}
 		e.close()
 	}
-	p.log.Warn("shim died and was replaced", "shim", s.id, "pid", s.pid, "pods", len(pods), "containers", len(containers), "took", time.Since(start))
+	p.log.Warn("shim died and was replaced", "shim", s.id, "pid", hello.Pid, "pods", len(pods), "containers", len(containers), "took", time.Since(start))
+}
+
+// again starts a new process for a shim. One that dies at once, or does not answer, is ended and followed by another.
+func (p *Pool) again(ctx context.Context, s *shim) (hello *v1.HelloReply, err error) {
+	for range 3 {
+		if err = p.exec(s); err == nil {
+			hello, err = s.connect(ctx)
+		}
+		if err == nil || ctx.Err() != nil {
+			return hello, err
+		}
+		if kerr := p.cfg.Cgroups.Kill(s.group()); kerr != nil {
+			return nil, errors.Join(err, kerr)
+		}
+	}
+	return hello, err
 }
 
 // holdings are copies of a shim's entries, with descriptors of their own: a pod may be removed meanwhile.

@@ -66,7 +66,7 @@ func (p *Pool) Close() {
 	}
 	p.mu.Unlock()
 	for _, s := range all {
-		s.client().Close()
+		s.disconnect()
 	}
 	p.wg.Wait()
 }

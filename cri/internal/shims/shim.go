@@ -33,10 +33,28 @@ type shim struct {
 	draining bool // takes no new pods
 	profiles map[string]bool
 
+	life sync.Mutex // held while the process is replaced, across its start and the adoption
+
 	mu    sync.Mutex
 	conn  *v1.Client
 	pid   int
 	pidfd *os.File
+}
+
+// group is the shim's own cgroup.
+func (s *shim) group() string { return s.pool.cfg.Group + "/shim-" + s.id }
+
+// disconnect ends the connection, and what tells of the process.
+func (s *shim) disconnect() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != nil {
+		s.conn.Close()
+	}
+	if s.pidfd != nil {
+		_ = s.pidfd.Close()
+		s.pidfd = nil
+	}
 }
 
 func (s *shim) client() *v1.Client {
@@ -84,13 +102,16 @@ func (p *Pool) start(ctx context.Context) (*shim, error) {
 	if err := p.exec(s); err != nil {
 		return nil, fmt.Errorf("start shim %s: %w", id, errors.Join(err, os.RemoveAll(s.dir)))
 	}
-	if _, err := s.connect(ctx); err != nil {
-		return nil, fmt.Errorf("start shim %s: %w", id, err)
+	hello, err := s.connect(ctx)
+	if err != nil {
+		kerr := p.cfg.Cgroups.Kill(s.group())
+		p.discard(s)
+		return nil, fmt.Errorf("start shim %s: %w", id, errors.Join(err, kerr))
 	}
 	p.mu.Lock()
 	p.shims[id] = s
 	p.mu.Unlock()
-	p.log.Info("shim started", "shim", id, "pid", s.pid)
+	p.log.Info("shim started", "shim", id, "pid", hello.Pid)
 	return s, nil
 }
 
@@ -122,7 +143,7 @@ func (p *Pool) exec(s *shim) error {
 		return err
 	}
 	defer logf.Close() //nolint:errcheck // as above
-	group := p.cfg.Group + "/shim-" + s.id
+	group := s.group()
 	if err := p.cfg.Cgroups.Ensure(group); err != nil {
 		return err
 	}
