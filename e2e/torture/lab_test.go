@@ -198,6 +198,9 @@ func (n *machine) descriptors() map[string]int {
 		for _, f := range fds {
 			if to, err := os.Readlink(f); err == nil {
 				sort, _, _ := strings.Cut(to, ":")
+				if strings.HasPrefix(sort, "/sys/fs/cgroup/") {
+					sort = "a cgroup"
+				}
 				m[sort]++
 			}
 		}

@@ -298,4 +298,7 @@ func evict(t *testing.T) {
 	if err := node.client.RemoveAll(ctx); err != nil {
 		t.Error(err)
 	}
+	if err := errors.Join(os.RemoveAll(node.lab.PodLogs()), rmGroup(node.lab.Own+"/pods")); err != nil {
+		t.Error(err)
+	}
 }
