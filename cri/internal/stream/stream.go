@@ -70,6 +70,11 @@ func (r runtime) Exec(ctx context.Context, id string, cmd []string, in io.Reader
 	sizes, stop := translate(resize)
 	defer stop()
 	code, err := r.pods.Exec(ctx, id, cmd, pod.Streams{In: in, Out: out, Err: errOut, TTY: tty, Resize: sizes})
+	return exitError(code, err)
+}
+
+// exitError is how the library wants to be told of an exit code.
+func exitError(code int, err error) error {
 	if err == nil && code != 0 {
 		err = utilexec.CodeExitError{Code: code, Err: fmt.Errorf("command terminated with exit code %d", code)}
 	}
