@@ -273,17 +273,6 @@ func (l *Layout) Open(path, unified string) (h *Handles, err error) {
 	return h, nil
 }
 
-// EnsureExec makes a child group for one exec in the unified tree alone. Without a unified tree there is none.
-func (l *Layout) EnsureExec(path string) error {
-	if l.Unified == "" {
-		return nil
-	}
-	if err := os.Mkdir(l.Unified+path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // as above
-		return err
-	}
-	return nil
-}
-
 // Kill ends every process of the group and of the groups below it (cgroup.kill, Linux 5.14). A group that is
 // gone is fine.
 func (l *Layout) Kill(path string) error {
@@ -378,25 +367,6 @@ func (l *Layout) Move(path string, pid int) error {
 		if err := write(m+path+"/cgroup.procs", fmt.Sprint(pid)); err != nil {
 			return fmt.Errorf("cgroup %s: %w", path, err)
 		}
-	}
-	return nil
-}
-
-// KillExec ends everything in an exec's group. Without a unified tree there is none.
-func (l *Layout) KillExec(path string) error {
-	if l.Unified == "" {
-		return nil
-	}
-	return l.Kill(path)
-}
-
-// RemoveExec removes an exec's group, if nothing runs there any more.
-func (l *Layout) RemoveExec(path string) error {
-	if l.Unified == "" {
-		return nil
-	}
-	if err := unix.Rmdir(l.Unified + path); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
 	}
 	return nil
 }

@@ -1,0 +1,39 @@
+package cgroup
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// EnsureExec makes a child group for one exec in the unified tree alone. Without a unified tree there is none.
+func (l *Layout) EnsureExec(path string) error {
+	if l.Unified == "" {
+		return nil
+	}
+	if err := os.Mkdir(l.Unified+path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // the mode of every group
+		return err
+	}
+	return nil
+}
+
+// KillExec ends everything in an exec's group. Without a unified tree there is none.
+func (l *Layout) KillExec(path string) error {
+	if l.Unified == "" {
+		return nil
+	}
+	return l.Kill(path)
+}
+
+// RemoveExec removes an exec's group, if nothing runs there any more.
+func (l *Layout) RemoveExec(path string) error {
+	if l.Unified == "" {
+		return nil
+	}
+	if err := unix.Rmdir(l.Unified + path); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
