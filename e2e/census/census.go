@@ -89,7 +89,7 @@ func (c Census) mounts() {
 	if err != nil {
 		return
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read only
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		if w := strings.Fields(sc.Text()); len(w) > 4 {
 			c.add("mount", w[0]+" "+w[4])

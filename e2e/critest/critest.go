@@ -75,7 +75,7 @@ func Run(ctx context.Context, program, socket, dir string, t Transport, focus st
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	defer log.Close() //nolint:errcheck // the suite has it
 	skip := strings.Join(slices.Sorted(maps.Keys(Excluded())), "|")
 	args := []string{
 		"-runtime-endpoint", "unix://" + socket, "-image-endpoint", "unix://" + socket,

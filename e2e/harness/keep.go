@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,10 +29,7 @@ func (l *Lab) KeepLogs(w io.Writer) {
 		}
 		if keep != "" {
 			name := l.Name + strings.ReplaceAll(strings.TrimPrefix(f, l.Run), "/", "-")
-			if err := os.MkdirAll(keep, 0o755); err == nil {
-				err = os.WriteFile(filepath.Join(keep, name), b, 0o644)
-			}
-			if err != nil {
+			if err := errors.Join(os.MkdirAll(keep, 0o755), os.WriteFile(filepath.Join(keep, name), b, 0o644)); err != nil {
 				fmt.Fprintln(w, err)
 			}
 		}

@@ -49,7 +49,7 @@ func (k *Kubelet) Ask(method, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer body.Close()
+	defer body.Close() //nolint:errcheck // read only
 	b, err := io.ReadAll(body)
 	return string(b), err
 }

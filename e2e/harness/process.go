@@ -33,7 +33,7 @@ func Start(dir, name string, env []string, argv ...string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer out.Close()
+	defer out.Close() //nolint:errcheck // the process has it
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = out, out, "/"
 	p.cmd.Env = append(os.Environ(), env...)

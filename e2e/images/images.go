@@ -75,7 +75,6 @@ type recipe struct {
 	user       string
 	stop       string
 	bare       bool // without busybox
-	tag        string
 }
 
 func recipes(box []byte) map[string]recipe {

@@ -34,7 +34,7 @@ containers:
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer body.Close()
+	defer body.Close() //nolint:errcheck // read only
 	var followed []string
 	for sc := bufio.NewScanner(body); sc.Scan(); {
 		followed = append(followed, sc.Text())
@@ -139,7 +139,7 @@ func logLines(file string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read only
 	var r io.Reader = f
 	if strings.HasSuffix(file, ".gz") {
 		if r, err = gzip.NewReader(f); err != nil {

@@ -100,7 +100,7 @@ func ipcs() error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read only
 	fmt.Println("\n------ Shared Memory Segments --------\nkey        shmid      owner      perms      bytes      nattch     status")
 	sc := bufio.NewScanner(f)
 	for first := true; sc.Scan(); first = false {

@@ -146,7 +146,7 @@ func loopback() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(s)
+	defer unix.Close(s) //nolint:errcheck // a socket for one ioctl
 	req, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err

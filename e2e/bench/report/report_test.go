@@ -66,7 +66,8 @@ func TestBars(t *testing.T) {
 
 func TestPictureIsXMLWithEveryRow(t *testing.T) {
 	r := Report{Rows: []Row{
-		{Name: "run", Unit: "ms", Berth: 4, Peer: 200, Ratio: 0.02}, {Name: "floor", Unit: "ms", Berth: 4, Peer: 1.5, Ratio: 2.7},
+		{Name: "run", Unit: "ms", Berth: 4, Peer: 200, Ratio: 0.02},
+		{Name: "floor", Unit: "ms", Berth: 4, Peer: 1.5, Ratio: 2.7},
 		{Name: "same", Unit: "ms", Berth: 1, Peer: 1, Ratio: 1},
 	}}
 	svg := string(r.SVG("Pods & more", "sub", []Panel{

@@ -52,7 +52,7 @@ func During(ctx context.Context, dir string, pids []int, after time.Duration, f 
 	if err != nil {
 		return Counts{}, err
 	}
-	defer b.Close()
+	defer b.Close() //nolint:errcheck // read only
 	return parse(b)
 }
 

@@ -120,7 +120,7 @@ func showTimeline(lab *harness.Lab, ready time.Duration) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
+	defer resp.Body.Close() //nolint:errcheck // read only
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return err
