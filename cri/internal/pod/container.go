@@ -35,6 +35,7 @@ type Container struct {
 	done    chan struct{} // closed when EXITED
 	cleaned chan struct{} // closed when its group is removed and its supervisor forgot it
 	spec    *specs.Spec   // without seccomp
+	raw     []byte        // spec as JSON, from Create to Start
 	seccomp string        // digest of the profile, or ""
 	join    []string
 	pidOf   string

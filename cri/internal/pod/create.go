@@ -140,7 +140,7 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 	in := spec.Input{
 		ID: c.ID, PodID: p.ID, Sandbox: p.Config, Container: c.Config, Image: img.Config.Config, User: user, Hostname: node,
 		CgroupPath: group, CgroupNS: !sc.GetPrivileged(), Files: m.files(p), LastCap: m.cfg.Features.LastCap,
-		AppArmor: m.cfg.Features.AppArmor, SELinux: m.cfg.Features.SELinux, Seccomp: readProfile,
+		AppArmor: m.cfg.Features.AppArmor, SELinux: m.cfg.Features.SELinux, Default: m.profiles.runtimeDefault, Seccomp: readProfile,
 	}
 	if err := m.hostPaths(c, &in); err != nil {
 		return err
@@ -208,7 +208,7 @@ func readProfile(path string) (string, error) {
 }
 
 // prepare makes the writable layer and writes the spec, which Exec after a restart of the daemon needs again.
-func (m *Manager) prepare(c *Container) error {
+func (m *Manager) prepare(c *Container) (err error) {
 	dir := m.containerDir(c.ID)
 	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // overlay in a user namespace walks through it
 		return err
@@ -218,11 +218,10 @@ func (m *Manager) prepare(c *Container) error {
 			return err
 		}
 	}
-	b, err := json.Marshal(c.spec)
-	if err != nil {
+	if c.raw, err = json.Marshal(c.spec); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "spec.json"), b, 0o600)
+	return os.WriteFile(filepath.Join(dir, "spec.json"), c.raw, 0o600)
 }
 
 // discardContainer takes back what Create made.

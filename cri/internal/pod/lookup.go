@@ -74,22 +74,55 @@ func readAccounts(lower []string) (spec.Accounts, error) {
 	return spec.ParseAccounts(passwd, group), err
 }
 
-// profileCache registers each seccomp profile once, by its digest.
+// profileCache registers each seccomp profile once, by its digest, and makes the default one once for each set of
+// capabilities: making and hashing it anew would be a third of a CreateContainer.
 type profileCache struct {
-	mu    sync.Mutex
-	known map[string]bool
+	mu       sync.Mutex
+	known    map[string]bool
+	defaults map[string]*specs.LinuxSeccomp // by bounding set; never changed
+	digests  map[*specs.LinuxSeccomp]string // of defaults
+}
+
+// maxDefaults bounds the sets of capabilities that are remembered; nodes have a handful.
+const maxDefaults = 64
+
+func (c *profileCache) runtimeDefault(s *specs.Spec) (*specs.LinuxSeccomp, error) {
+	key := ""
+	if s.Process.Capabilities != nil {
+		key = strings.Join(s.Process.Capabilities.Bounding, ",")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.defaults[key]; p != nil {
+		return p, nil
+	}
+	p, err := spec.DefaultSeccomp(s)
+	if err != nil {
+		return nil, err
+	}
+	if c.defaults == nil || len(c.defaults) >= maxDefaults {
+		c.defaults, c.digests = map[string]*specs.LinuxSeccomp{}, map[*specs.LinuxSeccomp]string{}
+	}
+	c.defaults[key] = p
+	return p, nil
 }
 
 func (c *profileCache) digest(p *specs.LinuxSeccomp, register func(string, json.RawMessage) error) (string, error) {
 	if p == nil {
 		return "", nil
 	}
+	c.mu.Lock()
+	d := c.digests[p]
+	c.mu.Unlock()
+	if d != "" {
+		return d, nil
+	}
 	b, err := json.Marshal(p)
 	if err != nil {
 		return "", err
 	}
 	sum := sha256.Sum256(b)
-	d := "sha256:" + hex.EncodeToString(sum[:])
+	d = "sha256:" + hex.EncodeToString(sum[:])
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.known == nil {
@@ -100,6 +133,11 @@ func (c *profileCache) digest(p *specs.LinuxSeccomp, register func(string, json.
 			return "", err
 		}
 		c.known[d] = true
+	}
+	for _, cached := range c.defaults {
+		if cached == p {
+			c.digests[p] = d
+		}
 	}
 	return d, nil
 }

@@ -124,9 +124,12 @@ func (m *Manager) makeGroup(c *Container, group string) error {
 }
 
 func (m *Manager) startRequest(c *Container, p *Pod, group string) (v1.Start, error) {
-	raw, err := json.Marshal(c.spec)
-	if err != nil {
-		return v1.Start{}, err
+	raw := c.raw
+	if c.raw = nil; raw == nil { // the daemon was restarted since
+		var err error
+		if raw, err = json.Marshal(c.spec); err != nil {
+			return v1.Start{}, err
+		}
 	}
 	img, err := m.images.Use(c.ID, c.ImageID) // the same layers as at Create: they are held
 	if err != nil {

@@ -113,6 +113,11 @@ func node(d Device) specs.LinuxDevice {
 	return specs.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, FileMode: &mode, UID: ptr(d.UID), GID: ptr(d.GID)}
 }
 
+// DefaultSeccomp is the profile of RuntimeDefault: moby's, for the capabilities in the spec's bounding set.
+func DefaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
+	return mobyseccomp.GetDefaultProfile(s)
+}
+
 // seccomp is the profile of a container, or nil when it is unconfined. A profile that is asked for and cannot be
 // read is an error, never unconfined (CVE-2023-2431).
 func seccomp(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) (*specs.LinuxSeccomp, error) {
@@ -127,7 +132,10 @@ func seccomp(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) (*s
 	case cri.SecurityProfile_Unconfined:
 		return nil, nil //nolint:nilnil // asked for
 	case cri.SecurityProfile_RuntimeDefault:
-		return mobyseccomp.GetDefaultProfile(s)
+		if in.Default != nil {
+			return in.Default(s)
+		}
+		return DefaultSeccomp(s)
 	case cri.SecurityProfile_Localhost:
 		ref := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 		if !filepath.IsAbs(ref) {

@@ -39,6 +39,9 @@ type Input struct {
 	LastCap int
 	// AppArmor and SELinux say whether the machine enforces them.
 	AppArmor, SELinux bool
+	// Default gives the runtime's default seccomp profile for a spec, whose capabilities alone decide it; nil makes
+	// it anew. What it returns is not changed.
+	Default func(*specs.Spec) (*specs.LinuxSeccomp, error)
 	// Seccomp reads a localhost profile by its path, as JSON.
 	Seccomp func(path string) (string, error)
 }
