@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -195,6 +196,28 @@ func TestKilledEmptyShim(t *testing.T) {
 	b.clear("p2", "none")
 }
 
+// awaitStopped waits until every thread of a process has met its SIGSTOP.
+func awaitStopped(t *testing.T, pid int) {
+	t.Helper()
+	for range 500 {
+		running := 0
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(stats) == 0 {
+			t.Fatalf("process %d: %v", pid, err)
+		}
+		for _, f := range stats {
+			if b, err := os.ReadFile(f); err == nil && !strings.Contains(string(b), ") T ") {
+				running++
+			}
+		}
+		if running == 0 {
+			return
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	t.Fatalf("process %d does not stop", pid)
+}
+
 // TestHungShim: a call ends with its caller's time, signals need no shim, and when it wakes all is well.
 func TestHungShim(t *testing.T) {
 	b := newBench(t)
@@ -204,6 +227,7 @@ func TestHungShim(t *testing.T) {
 	if err := unix.Kill(b.pid(s), unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	awaitStopped(t, b.pid(s))
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	start := time.Now()
