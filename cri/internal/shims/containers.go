@@ -52,18 +52,16 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	}
 	req.Cgroups = announce(groups)
 	var reply v1.StartReply
-	fds, err := s.call(ctx, v1.MethodStart, req, files(groups), &reply)
-	if err != nil {
-		return Started{}, err
-	}
-	e := &containerEntry{shim: s, static: req.Container, oci: req.OCI, pid: reply.Pid, started: reply.StartedAt, names: reply.Handles, handles: byName(reply.Handles, fds)}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if old := p.containers[req.ID]; old != nil { // its exit event came first
-		e.exited = old.exited
-	}
-	p.containers[req.ID] = e
-	return Started{Pid: reply.Pid, At: reply.StartedAt, Shim: s.id}, nil
+	err := s.enter(ctx, v1.MethodStart, req, files(groups), &reply, func(fds []*os.File) {
+		e := &containerEntry{shim: s, static: req.Container, oci: req.OCI, pid: reply.Pid, started: reply.StartedAt, names: reply.Handles, handles: byName(reply.Handles, fds)}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if old := p.containers[req.ID]; old != nil { // its exit event came first
+			e.exited = old.exited
+		}
+		p.containers[req.ID] = e
+	})
+	return Started{Pid: reply.Pid, At: reply.StartedAt, Shim: s.id}, err
 }
 
 // Signal sends a signal to a container's init, by its pidfd: no shim is asked and no pid can be mistaken.

@@ -47,21 +47,24 @@ func (p *Pool) Exec(ctx context.Context, req v1.Exec, groups *cgroup.Handles, st
 	}
 	req.Cgroups = announce(groups)
 	var reply v1.ExecReply
-	fds, err := s.call(ctx, v1.MethodExec, req, append(files(groups), stdio...), &reply)
+	x := &Process{pool: p}
+	err = s.enter(ctx, v1.MethodExec, req, append(files(groups), stdio...), &reply, func(fds []*os.File) {
+		handles := byName(reply.Handles, fds)
+		key := req.Container + "/" + req.ID
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		e := p.execs[key] // there already if the event was faster
+		if e == nil {
+			e = &execEntry{shim: s, container: req.Container, id: req.ID, done: make(chan v1.Exit, 1)}
+			p.execs[key] = e
+		}
+		e.pidfd = handles[v1.HandlePidfd]
+		x.Pid, x.Console, x.entry = reply.Pid, handles[v1.HandleConsole], e
+	})
 	if err != nil {
 		return nil, err
 	}
-	handles := byName(reply.Handles, fds)
-	key := req.Container + "/" + req.ID
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	e := p.execs[key] // there already if the event was faster
-	if e == nil {
-		e = &execEntry{shim: s, container: req.Container, id: req.ID, done: make(chan v1.Exit, 1)}
-		p.execs[key] = e
-	}
-	e.pidfd = handles[v1.HandlePidfd]
-	return &Process{Pid: reply.Pid, Console: handles[v1.HandleConsole], pool: p, entry: e}, nil
+	return x, nil
 }
 
 // Wait returns how the process ended, or ctx's error.

@@ -2,11 +2,12 @@ package shims
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +35,7 @@ func (p *Pool) Collect(ctx context.Context) error {
 	defer signal.Stop(ended)
 	tick := time.NewTicker(strangersEvery)
 	defer tick.Stop()
-	suspect := 0
+	suspects := map[int]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -43,7 +44,7 @@ func (p *Pool) Collect(ctx context.Context) error {
 			p.collectKnown()
 		case <-tick.C:
 			p.collectKnown()
-			suspect = collectStranger(suspect)
+			suspects = collectStrangers(suspects)
 		}
 	}
 }
@@ -69,29 +70,44 @@ func collect(pidfd *os.File) {
 	}
 }
 
-// collectStranger collects a dead child if it was the suspect of the last look already, and returns the next one.
-func collectStranger(suspect int) int {
-	for {
-		pid := deadChild()
-		if pid == 0 || pid != suspect {
-			return pid
-		}
-		if _, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err != nil && !errors.Is(err, unix.EINTR) {
-			return 0
+// collectStrangers collects the dead children that were among the suspects of the last look, and returns the others.
+func collectStrangers(suspects map[int]bool) map[int]bool {
+	next := map[int]bool{}
+	for _, pid := range children() {
+		switch {
+		case !dead(pid):
+		case suspects[pid]:
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // gone is what it shall be
+		default:
+			next[pid] = true
 		}
 	}
+	return next
 }
 
-// deadChild is the pid of some child that has ended and was not collected, or 0.
-func deadChild() int {
-	var info struct { // siginfo_t of SIGCHLD, 128 bytes
-		_   [4]int32
-		Pid int32
-		_   [27]int32
+// children are the pids of this process's children; none on a kernel without CONFIG_PROC_CHILDREN.
+func children() (pids []int) {
+	files, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		return nil
 	}
-	_, _, errno := unix.Syscall6(unix.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, 0, 0)
-	if errno != 0 {
-		return 0
+	for _, f := range files {
+		b, err := os.ReadFile(f) //nolint:gosec // of this process
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for word := range strings.FieldsSeq(string(b)) {
+			if pid, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, pid)
+			}
+		}
 	}
-	return int(info.Pid)
+	return pids
+}
+
+// dead tells whether a child has ended, without collecting it.
+func dead(pid int) bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err == nil && info.Signo == int32(unix.SIGCHLD)
 }

@@ -2,6 +2,7 @@ package shims
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -77,14 +78,19 @@ func (p *Pool) RunPod(ctx context.Context, req v1.RunPod, groups *cgroup.Handles
 	}()
 	req.Cgroups = announce(groups)
 	var reply v1.RunPodReply
-	fds, err := s.call(ctx, v1.MethodRunPod, req, files(groups), &reply)
-	if err != nil {
+	var short error
+	err = s.enter(ctx, v1.MethodRunPod, req, files(groups), &reply, func(fds []*os.File) { short = p.keepPod(s, req.ID, &reply, fds) })
+	if err = errors.Join(err, short); err != nil {
 		return fmt.Errorf("shim %s: %w", s.id, err)
 	}
+	return nil
+}
+
+func (p *Pool) keepPod(s *shim, id string, reply *v1.RunPodReply, fds []*os.File) error {
 	e := &podEntry{shim: s, ns: map[string]*os.File{}, order: reply.Namespaces, initPid: reply.InitPid}
 	if len(fds) < len(reply.Namespaces) {
 		closeAll(fds)
-		return errs.Internal.Errorf("shim %s: %d namespaces but %d descriptors", s.id, len(reply.Namespaces), len(fds))
+		return errs.Internal.Errorf("%d namespaces but %d descriptors", len(reply.Namespaces), len(fds))
 	}
 	for i, kind := range reply.Namespaces {
 		e.ns[kind] = fds[i]
@@ -94,7 +100,7 @@ func (p *Pool) RunPod(ctx context.Context, req v1.RunPod, groups *cgroup.Handles
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.pods[req.ID] = e
+	p.pods[id] = e
 	return nil
 }
 

@@ -33,7 +33,10 @@ type shim struct {
 	draining bool // takes no new pods
 	profiles map[string]bool
 
-	life sync.Mutex // held while the process is replaced, across its start and the adoption
+	// life is held while the process is replaced, across its start and the adoption, and for reading over every
+	// attempt of a call: what a dying shim still answered is entered before its holdings are looked up, and the
+	// new one is asked nothing before it has them.
+	life sync.RWMutex
 
 	mu    sync.Mutex
 	conn  *v1.Client
@@ -66,31 +69,44 @@ func (s *shim) client() *v1.Client {
 // call is one request. A connection that broke is waited for briefly, because the pool is reconnecting or has
 // replaced the process. Requests are idempotent and sent again, but for Start and Exec: what a shim that died in
 // the middle of one has done is the caller's to find out, by the cgroup.
-func (s *shim) call(ctx context.Context, method string, req any, fds []*os.File, reply any) ([]*os.File, error) {
+func (s *shim) call(ctx context.Context, method string, req any, fds []*os.File, reply any) (out []*os.File, err error) {
+	err = s.enter(ctx, method, req, fds, reply, func(got []*os.File) { out = got })
+	return out, err
+}
+
+// enter is call for what the pool keeps: keep enters the descriptors of a good answer, and returns at once.
+func (s *shim) enter(ctx context.Context, method string, req any, fds []*os.File, reply any, keep func([]*os.File)) error {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	once := method == v1.MethodStart || method == v1.MethodExec
 	for retry := 0; ; retry++ {
-		c := s.client()
-		lost := errs.Unavailable.Errorf("shim %s is not connected", s.id)
-		select {
-		case <-c.Done():
-		default:
-			var out []*os.File
-			out, lost = c.Call(ctx, method, req, fds, reply)
-			if once || !errors.Is(lost, errs.Unavailable) {
-				return out, lost
-			}
-		}
-		if retry == 40 {
-			return nil, lost
+		sent, err := s.attempt(ctx, method, req, fds, reply, keep)
+		if (sent && once) || !errors.Is(err, errs.Unavailable) || retry == 40 {
+			return err
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, lost
+			return err
 		}
 	}
+}
+
+// attempt sends a request once, if there is a connection.
+func (s *shim) attempt(ctx context.Context, method string, req any, fds []*os.File, reply any, keep func([]*os.File)) (sent bool, err error) {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	c := s.client()
+	select {
+	case <-c.Done():
+		return false, errs.Unavailable.Errorf("shim %s is not connected", s.id)
+	default:
+	}
+	out, err := c.Call(ctx, method, req, fds, reply)
+	if err == nil {
+		keep(out)
+	}
+	return true, err
 }
 
 // start runs a new shim and connects to it.
