@@ -18,8 +18,12 @@ import (
 func again(ctx context.Context, what string, call func(context.Context) error) error {
 	for {
 		try, cancel := context.WithTimeout(ctx, 20*time.Second)
+		begin := time.Now()
 		err := call(try)
 		cancel()
+		if took := time.Since(begin); took > 3*time.Second && what != "StopContainer" {
+			fmt.Fprintf(os.Stderr, "%s: %s took %v: %v\n", time.Now().UTC().Format("15:04:05.000"), what, took, err)
+		}
 		switch status.Code(err) {
 		case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
 		default:
