@@ -3,16 +3,20 @@ package harness
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
 )
 
@@ -92,4 +96,63 @@ func (k *Kubelet) Exec(ctx context.Context, over string, p *Pod, container strin
 		return exit.Code, nil
 	}
 	return 0, err
+}
+
+// PortForward is `kubectl port-forward` of a port of a pod, over SPDY. It returns the local port and what ends it.
+func (k *Kubelet) PortForward(ctx context.Context, p *Pod, port int) (local int, stop func(), err error) {
+	u, err := url.Parse(k.URL(fmt.Sprintf("/portForward/%s/%s", p.Metadata.Namespace, p.Metadata.Name)))
+	if err != nil {
+		return 0, nil, err
+	}
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
+	if err != nil {
+		return 0, nil, err
+	}
+	quit, ready, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
+	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, quit, ready, io.Discard, io.Discard)
+	if err != nil {
+		return 0, nil, err
+	}
+	go func() { ended <- fw.ForwardPorts() }()
+	stop = sync.OnceFunc(func() { close(quit) })
+	select {
+	case <-ready:
+	case err := <-ended:
+		return 0, nil, fmt.Errorf("port-forward: %w", err)
+	case <-ctx.Done():
+		stop()
+		return 0, nil, ctx.Err()
+	}
+	ports, err := fw.GetPorts()
+	if err != nil {
+		stop()
+		return 0, nil, err
+	}
+	return int(ports[0].Local), stop, nil
+}
+
+// PodSummary is the part of a pod's entry in the kubelet's /stats/summary that tests look at.
+type PodSummary struct {
+	PodRef struct{ Name string }
+	CPU    struct{ UsageCoreNanoSeconds uint64 }
+	Memory struct{ WorkingSetBytes uint64 }
+}
+
+// Summary is a pod's use of CPU and memory, as the kubelet sees it.
+func (k *Kubelet) Summary(p *Pod) (*PodSummary, error) {
+	b, err := k.Ask(http.MethodGet, "/stats/summary")
+	if err != nil {
+		return nil, err
+	}
+	var all struct{ Pods []PodSummary }
+	if err := json.Unmarshal([]byte(b), &all); err != nil {
+		return nil, err
+	}
+	for i := range all.Pods {
+		if all.Pods[i].PodRef.Name == p.Metadata.Name {
+			return &all.Pods[i], nil
+		}
+	}
+	return nil, fmt.Errorf("the summary has no pod %s", p.Metadata.Name)
 }
