@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -34,6 +35,12 @@ func Isolate(lab *Lab, run func() int) int {
 		}
 		return run()
 	}
+	release, err := lab.claim()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer release()
 	runtime.LockOSThread() // Pdeathsig is sent when the forking thread ends
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
@@ -51,7 +58,7 @@ func Isolate(lab *Lab, run func() int) int {
 			_ = cmd.Process.Signal(s)
 		}
 	}()
-	err := cmd.Wait()
+	err = cmd.Wait()
 	if err != nil {
 		lab.KeepLogs(os.Stderr)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -68,6 +75,21 @@ func Isolate(lab *Lab, run func() int) int {
 		return 1
 	}
 	return 0
+}
+
+// claim makes sure that this is the only process that runs the lab, and waits for another one's end: both would
+// remove each other's directories. The claim is a socket without a file, so it ends with the process.
+func (l *Lab) claim() (release func(), err error) {
+	const limit = 20 * time.Minute
+	for end := time.Now().Add(limit); ; time.Sleep(200 * time.Millisecond) {
+		s, err := net.Listen("unix", "@berth-lab-"+l.Name)
+		if err == nil {
+			return func() { _ = s.Close() }, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end) {
+			return nil, fmt.Errorf("lab %s is in use by another test run: wait for its end: %w", l.Name, err)
+		}
+	}
 }
 
 func furnish(node string) error {
