@@ -75,7 +75,7 @@ generated() {
 report 'generated code' "$(generated)"
 
 # What go.mod says is what is imported: the lines that `go mod tidy` would change.
-report 'go.mod' "$(each go mod tidy -diff | grep -E '^(e2e/)?[+-]+[^+-]')"
+report 'go.mod' "$(each go mod tidy -diff | grep -E "^(e2e/)?[+-][^+-]")"
 
 # Import rules, dependencies of each program, sizes, documentation.
 report 'house rules' "$(go test -count=1 ./internal/house 2>&1 | grep -v '^ok ')"

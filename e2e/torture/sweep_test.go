@@ -66,7 +66,7 @@ func dieAt(t *testing.T, name string) {
 	default:
 		t.Errorf("a pod's life does not meet %s", name)
 		cancel()
-		<-died
+		_ = <-died // it was cancelled
 	}
 	node.clean(t)
 }
