@@ -95,7 +95,7 @@ else
 fi
 
 if [ "$failed" -gt 0 ]; then
-  echo "  $failed checks fail"
+  echo "  checks that fail: $failed"
   exit 1
 fi
 echo '  every check passes'

@@ -66,7 +66,7 @@ func dieAt(t *testing.T, name string) {
 	default:
 		t.Errorf("a pod's life does not meet %s", name)
 		cancel()
-		_ = <-died // it was cancelled
+		<-died //nolint:errcheck // it was cancelled
 	}
 	node.clean(t)
 }
