@@ -8,8 +8,9 @@ import (
 
 // UpdateContainerResources changes limits of a container.
 func (s *Server) UpdateContainerResources(ctx context.Context, req *cri.UpdateContainerResourcesRequest) (*cri.UpdateContainerResourcesResponse, error) {
-	if req.GetLinux() == nil {
-		return &cri.UpdateContainerResourcesResponse{}, nil
+	if req.GetLinux() == nil { // nothing to change, of a container that must exist all the same
+		_, err := s.pods.Container(req.GetContainerId())
+		return &cri.UpdateContainerResourcesResponse{}, err
 	}
 	return &cri.UpdateContainerResourcesResponse{}, s.pods.Update(ctx, req.GetContainerId(), req.GetLinux())
 }
