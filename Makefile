@@ -54,8 +54,8 @@ test-unit: ## Test every package, on the real kernel, with -race
 	BERTH_TEST_RUNC=$(TOOLS)/runc BERTH_TEST_UPSTREAM_CNI=$(TOOLS) $(GO) test -race -p 2 -timeout 20m ./...
 
 .PHONY: test-e2e
-test-e2e: ## The real kubelet, the conformance suite's quick part, crashes
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -p 1 -timeout 40m ./...
+test-e2e: ## The real kubelet and the whole conformance suite over SPDY (kills under load: make torture)
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -p 1 -timeout 40m $$($(GO) list ./... | grep -v /torture)
 
 .PHONY: check
 check: ## Formatting, vet, staticcheck, errcheck, errorlint, vulnerabilities, import rules

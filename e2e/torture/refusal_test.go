@@ -74,14 +74,14 @@ func TestRefusedPods(t *testing.T) {
 		{"no config", func(ctx context.Context) error {
 			_, err := node.client.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{})
 			return err
-		}, codes.InvalidArgument, "metadata"},
+		}, codes.InvalidArgument, "config"},
 		{"no metadata", run("", func(c *cri.PodSandboxConfig) { c.Metadata = nil }), codes.InvalidArgument, "config.metadata name namespace uid"},
 		{"unknown handler", run("kata", same), codes.InvalidArgument, `runtime_handler "kata" [runtimes.kata] RuntimeClass`},
 		{"sysctl of the node", run("", sysctl("kernel.pid_max", "1000", false)), codes.InvalidArgument, "sysctls kernel.pid_max namespace node"},
 		{"net sysctl on the host's network", run("", sysctl("net.ipv4.ip_forward", "1", true)), codes.InvalidArgument, "sysctls net.ipv4.ip_forward host"},
 		{"sysctl that is a path", run("", sysctl("net/../kernel/pid_max", "1", false)), codes.InvalidArgument, "sysctls"},
 		{"sysctl with an injected line", run("", sysctl("net.ipv4.ip_forward", "1\nkernel.x=1", false)), codes.InvalidArgument, "sysctls"},
-		{"sysctl that does not exist", run("", sysctl("net.ipv4.nothing_of_the_kind", "1", false)), codes.InvalidArgument, "net.ipv4.nothing_of_the_kind"},
+		{"sysctl that does not exist", run("", sysctl("net.ipv4.nothing_of_the_kind", "1", false)), codes.Internal, "sysctl net.ipv4.nothing_of_the_kind no such file"},
 		{"user namespace without mappings", run("", userns(nil, nil)), codes.InvalidArgument, "userns_options mapping"},
 		{"user namespace mapped twice", run("", userns(append(high, other...), high)), codes.InvalidArgument, "userns_options.uids one mapping"},
 		{"users and groups mapped differently", run("", userns(high, other)), codes.InvalidArgument, "userns_options alike"},
@@ -207,7 +207,7 @@ func createRefusals(p *sandbox) []refusal {
 		}), invalid, "seccomp /nothing.json"},
 		{"AppArmor without AppArmor", sc(&cri.LinuxContainerSecurityContext{
 			Apparmor: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "mine"},
-		}), invalid, "AppArmor"},
+		}), codes.FailedPrecondition, "apparmor mine AppArmor not active"},
 	}
 }
 
@@ -308,9 +308,10 @@ func TestRefusedPulls(t *testing.T) {
 		}
 	}
 	for _, r := range []refusal{
-		{"no reference", pull(""), codes.InvalidArgument, "reference"},
+		{"no reference", pull(""), codes.InvalidArgument, "image.image"},
 		{"upper case", pull("registry.k8s.io/UPPER:1"), codes.InvalidArgument, "UPPER"},
-		{"not there", pull("registry.k8s.io/no/such:image"), codes.NotFound, "registry.k8s.io/no/such:image"},
+		// the mirror does not have it, and the registry itself can not be reached: both are said; the kubelet knows the word
+		{"not there", pull("registry.k8s.io/no/such:image"), codes.Unknown, "RegistryUnavailable registry.k8s.io/no/such:image 404 127.0.0.1"},
 	} {
 		r.check(t.Context(), t)
 	}

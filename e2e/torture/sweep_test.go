@@ -2,6 +2,8 @@ package torture
 
 import (
 	"context"
+	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -37,7 +39,12 @@ func dieAt(t *testing.T, name string) {
 	if err := node.process().Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := node.start(ctx, []string{"BERTH_FAIL=" + name + "=1*kill"}); err != nil {
+	arm := filepath.Join(node.lab.Run, "berth", "failpoints") // not the environment, which the CNI plugins get too
+	if err := os.WriteFile(arm, []byte(name+"=1*kill\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := node.start(ctx, nil)
+	if err := errors.Join(err, os.Remove(arm)); err != nil {
 		t.Fatal(err)
 	}
 	armed := node.process()
