@@ -195,10 +195,6 @@ func (m *Manager) loadSpec(c *Container) error {
 	if err != nil {
 		return err
 	}
-	s := &specs.Spec{}
-	if err := json.Unmarshal(b, s); err != nil { // half of one, of an interrupted Create
-		return err
-	}
-	c.spec = s
-	return nil
+	c.spec = &specs.Spec{}
+	return json.Unmarshal(b, c.spec)
 }
