@@ -195,6 +195,10 @@ func (m *Manager) loadSpec(c *Container) error {
 	if err != nil {
 		return err
 	}
-	c.spec = &specs.Spec{}
-	return json.Unmarshal(b, c.spec)
+	s := &specs.Spec{}
+	if err := json.Unmarshal(b, s); err != nil { // half of one, of an interrupted Create
+		return err
+	}
+	c.spec = s
+	return nil
 }
