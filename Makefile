@@ -71,6 +71,11 @@ bench-cri: setup build tools ## Berth against containerd + runc and the kernel's
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
 
+.PHONY: oracle-specs
+oracle-specs: setup build tools ## Collect the OCI specs that critest and the kubelet's tests make anew: shim/test runs them on runc too
+	rm -f shim/test/testdata/specs.json
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_ORACLE_SPECS=1 $(GO) test -count=1 -p 1 ./critest ./kubelet
+
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 125 times and a shim 75 times under load, and both at every failpoint
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./torture
