@@ -17,6 +17,9 @@ import (
 // list of valid attachments takes 150 bytes for each.
 const MaxSize = 4 << 20
 
+// DefaultStateDir is where records and pools are kept.
+const DefaultStateDir = "/run/berth/cni"
+
 // Config is a network configuration of type berth or loopback.
 type Config struct {
 	CNIVersion string `json:"cniVersion"`
@@ -132,6 +135,7 @@ type Attachment struct {
 // (CONVENTIONS.md).
 type RuntimeConfig struct {
 	PortMappings []PortMapping   `json:"portMappings"`
+	Bandwidth    *Bandwidth      `json:"bandwidth"`
 	IPs          []string        `json:"ips"`
 	MAC          string          `json:"mac"`
 	DNS          RuntimeDNS      `json:"dns"`
@@ -171,7 +175,7 @@ func Parse(stdin []byte) (*Config, error) {
 	}
 	c := &Config{}
 	if err := json.Unmarshal(stdin, c); err != nil {
-		return nil, decodeError(err)
+		return nil, DecodeError(err)
 	}
 	if c.CNIVersion == "" {
 		c.CNIVersion = spec.DefaultVersion
@@ -186,7 +190,8 @@ func Parse(stdin []byte) (*Config, error) {
 	return c, c.validate()
 }
 
-func decodeError(err error) error {
+// DecodeError gives what encoding/json says its code and, where it can, the key.
+func DecodeError(err error) error {
 	var coded *spec.Error
 	if errors.As(err, &coded) {
 		return err
@@ -203,7 +208,7 @@ func (c *Config) setDefaults() {
 		c.Ranges = []Range{{Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 88, 0, 0}), 16)}}
 	}
 	if c.StateDir == "" {
-		c.StateDir = "/run/berth/cni"
+		c.StateDir = DefaultStateDir
 	}
 	c.StateDir = filepath.Clean(c.StateDir)
 }
@@ -266,7 +271,7 @@ func ParseLoopback(stdin []byte) (*Config, error) {
 		PrevResult json.RawMessage `json:"prevResult"`
 	}
 	if err := json.Unmarshal(stdin, &l); err != nil {
-		return nil, decodeError(err)
+		return nil, DecodeError(err)
 	}
 	c := &Config{CNIVersion: l.CNIVersion, Name: l.Name, Type: "loopback", PrevResult: l.PrevResult}
 	if c.CNIVersion == "" {

@@ -129,7 +129,7 @@ func ValidIfName(s string) bool {
 func unknownKeys(stdin []byte) error {
 	var top map[string]json.RawMessage
 	if err := json.Unmarshal(stdin, &top); err != nil {
-		return decodeError(err)
+		return DecodeError(err)
 	}
 	known := []string{
 		"cniVersion", "cniVersions", "name", "type", "ranges", "ipMasq", "masqueradeExclude", "mtu",

@@ -35,7 +35,7 @@ var (
 // fails.
 func (n *Network) Add(a Attachment, req *netconf.Request) (*spec.Result, error) {
 	// 1. Look before anything is touched.
-	ns, err := openForeign(a.Netns)
+	ns, err := OpenForeign(a.Netns)
 	if err != nil {
 		return nil, err
 	}
@@ -142,8 +142,8 @@ func ports(in []netconf.Port) []ruleset.HostPort {
 	return out
 }
 
-// openForeign opens the container's namespace and refuses our own.
-func openForeign(path string) (*netns.NS, error) {
+// OpenForeign opens the container's namespace and refuses our own.
+func OpenForeign(path string) (*netns.NS, error) {
 	ns, err := netns.Open(path)
 	if err != nil {
 		return nil, spec.Errorf(spec.CodeNetNS, "CNI_NETNS %q: %w", path, err)

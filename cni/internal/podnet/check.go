@@ -22,7 +22,7 @@ func (n *Network) Check(a Attachment) error {
 	if err != nil {
 		return fmt.Errorf("container %s, interface %s: %w", a.ContainerID, a.IfName, err)
 	}
-	ns, err := openForeign(a.Netns)
+	ns, err := OpenForeign(a.Netns)
 	if err != nil {
 		return err
 	}

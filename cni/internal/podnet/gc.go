@@ -14,7 +14,9 @@ var gcOne = failpoint.New("cni.gc.one")
 
 // GC takes off every attachment of this network that the runtime does not list. It goes on after a failure and
 // returns all of them.
-func (n *Network) GC(valid []netconf.Attachment) error {
+func (n *Network) GC(valid []netconf.Attachment) error { return n.gc("", valid) }
+
+func (n *Network) gc(typ string, valid []netconf.Attachment) error {
 	keep := make(map[netconf.Attachment]bool, len(valid))
 	for _, v := range valid {
 		keep[v] = true
@@ -25,7 +27,7 @@ func (n *Network) GC(valid []netconf.Attachment) error {
 	}
 	var bad []error
 	for _, r := range records {
-		if r.Network != n.conf.Name || keep[netconf.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}] {
+		if r.Type != typ || r.Network != n.conf.Name || keep[netconf.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}] {
 			continue
 		}
 		if err := errors.Join(n.remove(r), gcOne.Hit()); err != nil {

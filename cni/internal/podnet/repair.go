@@ -5,8 +5,10 @@ import (
 	"net/netip"
 
 	"github.com/berth-project/berth/cni/internal/ipam"
+	"github.com/berth-project/berth/cni/internal/iptables"
 	"github.com/berth-project/berth/cni/internal/nlwire"
 	"github.com/berth-project/berth/cni/internal/rtnl"
+	"github.com/berth-project/berth/cni/internal/state"
 	"github.com/berth-project/berth/internal/failpoint"
 )
 
@@ -41,7 +43,7 @@ func (n *Network) repair() error {
 		if !r.Pending {
 			continue
 		}
-		if err := errors.Join(n.deleteLink(r.Pod.Link), n.store.Remove(r.Pod.Link), repairPending.Hit()); err != nil {
+		if err := errors.Join(n.undo(r), n.store.Remove(r.Name()), repairPending.Hit()); err != nil {
 			return err
 		}
 	}
@@ -53,6 +55,18 @@ func (n *Network) repair() error {
 		return err
 	}
 	return n.store.End()
+}
+
+// undo takes back what an unfinished ADD may have made besides pools and table, which are made again as a whole.
+func (n *Network) undo(rec *state.Record) error {
+	bad := []error{n.deleteLinks(rec)}
+	if rec.IPTables != nil {
+		bad = append(bad, iptables.Remove(rec.IPTables))
+	}
+	if rec.Type != "" {
+		bad = append(bad, n.releaseAll(rec))
+	}
+	return errors.Join(bad...)
 }
 
 // resetPools makes every pool that is known agree with the records.
@@ -95,7 +109,9 @@ func (n *Network) addrsInUse() ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, r := range records {
-		out = append(out, r.Addrs()...)
+		if r.Type == "" {
+			out = append(out, r.Addrs()...)
+		}
 	}
 	for _, v6 := range []bool{false, true} {
 		routes, err := n.ownRoutes(v6)
@@ -153,36 +169,4 @@ func (n *Network) release(a netip.Addr) error {
 		return err
 	}
 	return nil
-}
-
-// collectDead takes off attachments whose host end is gone: their namespace died and DEL was lost. It returns
-// how many there were.
-func (n *Network) collectDead() int {
-	records, _, err := n.store.List()
-	if err != nil {
-		return 0
-	}
-	ms, err := n.route.Query("list links", rtnl.DumpLinks())
-	if err != nil {
-		return 0
-	}
-	alive := map[string]bool{}
-	for _, m := range ms {
-		if l, ok := rtnl.ParseLink(m); ok {
-			alive[l.Name] = true
-		}
-	}
-	dead := 0
-	for _, r := range records {
-		if r.Pending || alive[r.Pod.Link] {
-			continue
-		}
-		if err := n.detach(r); err != nil {
-			n.remark("collect dead attachment %s: %v", r.Pod.Link, err)
-			continue
-		}
-		n.remark("collected the dead attachment of container %s (addresses %v): its network namespace is gone", r.ContainerID, r.Addrs())
-		dead++
-	}
-	return dead
 }
