@@ -14,7 +14,9 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni
-PACKAGES := busybox-static nftables iptables iproute2 conntrack procps util-linux gcc libc6-dev libseccomp-dev pkg-config
+# The upstream plugins that berth-cni replaces, each under its own name.
+UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
+PACKAGES := busybox-static nftables iptables iproute2 conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config
 
 export GOFLAGS := -mod=readonly
 
@@ -30,7 +32,8 @@ setup: ## Install the Debian packages that builds and tests need
 build: ## Build Berth's programs into bin/
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/ ./$$p; done
-	@mkdir -p $(BIN)/cni && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
+	@mkdir -p $(BIN)/cni $(BIN)/plugins && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
+	@for p in berth $(UPSTREAM); do ln -f $(BIN)/berth-cni $(BIN)/plugins/$$p; done
 	@cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $(BIN)/ ./testbox ./cmd/registry ./cmd/demo
 	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
 
@@ -65,6 +68,10 @@ check: ## Formatting, vet, staticcheck, errcheck, errorlint, vulnerabilities, im
 conformance-cri: setup build tools ## critest on Berth and on containerd, both in this run, over SPDY and WebSocket
 	@mkdir -p $(OUT)
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
+
+.PHONY: conformance-cni
+conformance-cni: setup build tools ## The CNI suite on berth-cni and on the upstream plugins, a column for each
+	cd e2e && $(GO) run ./cmd/cni-conform berth=$(BIN)/plugins upstream=$(TOOLS)
 
 .PHONY: bench-cri
 bench-cri: setup build tools ## Berth against containerd + runc and the kernel's floor, interleaved; writes out/bench/cri.json

@@ -264,7 +264,8 @@ func (b *bridge) ensureBridge(c *Call) (rtnl.Link, error) {
 // configurePort sets what the port shall do that is not the default, its alias, its VLANs, and whether frames with
 // another source than the container's MAC are dropped.
 func (b *bridge) configurePort(c *Call, host rtnl.Link, mac rtnl.MAC, alias string) error {
-	ops := []nlwire.Op{rtnl.SetAttrs(host.Index, rtnl.Attrs{Alias: &alias})}
+	// A host port on 127.0.0.1, of this container or another, opens the bridge to 127/8.
+	ops := append(loguard.Ops(host.Index), rtnl.SetAttrs(host.Index, rtnl.Attrs{Alias: &alias}))
 	if b.HairpinMode || b.PortIsolation {
 		ops = append(ops, rtnl.SetPort(host.Index, rtnl.Port{Hairpin: b.HairpinMode, Isolated: b.PortIsolation}))
 	}

@@ -46,8 +46,9 @@ type plugin struct {
 	add   func(*Call) (*spec.Result, error)
 	del   func(*Call) error
 	check func(*Call) error
-	// status and gc are what the type has beyond the records, which are seen to for all.
+	// status and gc are what the type has beyond the records, which are seen to for all but a type that keeps nothing.
 	status, gc func(*Call) error
+	stateless  bool
 }
 
 // plugins are the types. It is built for each call, because it is needed once.
@@ -106,10 +107,16 @@ func (c *Call) Serve() (out []byte, err error) {
 	case "CHECK":
 		return nil, p.check(c)
 	case "STATUS":
+		if p.stateless {
+			return nil, nil
+		}
 		return nil, errors.Join(c.with(func() error { return c.net.Collect() }), c.optional(p.status))
 	}
 	if c.conf.Valid == nil {
 		return nil, spec.Errorf(spec.CodeConfig, "GC without the key \"cni.dev/valid-attachments\" would delete everything")
+	}
+	if p.stateless {
+		return nil, nil
 	}
 	return nil, errors.Join(c.with(func() error { return c.net.GCType(c.Type, *c.conf.Valid) }), c.optional(p.gc))
 }

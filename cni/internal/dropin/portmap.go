@@ -9,6 +9,7 @@ import (
 	"github.com/berth-project/berth/cni/internal/iptables"
 	"github.com/berth-project/berth/cni/internal/loguard"
 	"github.com/berth-project/berth/cni/internal/netconf"
+	"github.com/berth-project/berth/cni/internal/nlwire"
 	"github.com/berth-project/berth/cni/internal/rtnl"
 	"github.com/berth-project/berth/cni/internal/ruleset"
 	"github.com/berth-project/berth/cni/internal/spec"
@@ -99,7 +100,8 @@ func (p *portmap) add(c *Call) (*spec.Result, error) {
 			return err
 		}
 		rec := c.record(ns)
-		if host, err := c.hostEnd(ns); err == nil {
+		host, err := c.hostEnd(ns)
+		if err == nil { // else no veth, such as a macvlan
 			rec.Witness = host.Name
 		}
 		var subnets []netip.Prefix
@@ -119,6 +121,13 @@ func (p *portmap) add(c *Call) (*spec.Result, error) {
 		return c.net.Make(rec, func() error {
 			if err := c.net.Rules(rec, subnets...); err != nil {
 				return err
+			}
+			// Where bridged packets pass the rules, what a container sends to its own host port is sent back to the port
+			// it came from, which a bridge does only if it is told to.
+			if host.Master != 0 && p.snat() {
+				if err := c.net.Route().Do([]nlwire.Op{rtnl.SetHairpin(host.Index)}); err != nil {
+					return err
+				}
 			}
 			return p.openLocalhost(c, rec)
 		})
@@ -143,13 +152,32 @@ func (p *portmap) openLocalhost(c *Call, rec *state.Record) error {
 			return err
 		}
 		l, _ := rtnl.ParseLink(ms[0])
-		if err := c.net.Route().Do(loguard.Ops(l.Index)); err != nil {
+		if err := c.closeLocalhost(l); err != nil {
 			c.net.Remark("host ports of container %s are not served on 127.0.0.1: %v", c.ContainerID, err)
 			return nil
 		}
 		return sysctls([2]string{"ipv4/conf/" + l.Name + "/route_localnet", "1"})
 	}
 	return nil
+}
+
+// closeLocalhost drops what comes in at a link for 127/8: at a bridge's ports, because where bridged packets pass the
+// rules, an answer's destination is 127.0.0.1 again when it comes in at the bridge itself.
+func (c *Call) closeLocalhost(l rtnl.Link) error {
+	if l.Kind != "bridge" {
+		return c.net.Route().Do(loguard.Ops(l.Index))
+	}
+	ms, err := c.net.Route().Query("list links", rtnl.DumpLinks())
+	if err != nil {
+		return err
+	}
+	var ops []nlwire.Op
+	for _, m := range ms {
+		if port, ok := rtnl.ParseLink(m); ok && port.Master == l.Index {
+			ops = append(ops, loguard.Ops(port.Index)...)
+		}
+	}
+	return c.net.Route().Do(ops)
 }
 
 func (p *portmap) check(c *Call) error {

@@ -24,6 +24,7 @@ type static struct {
 func staticPlugin() plugin {
 	var s *static
 	return plugin{
+		stateless: true,
 		parse: func(c *Call) (err error) {
 			if err = c.parse(nil); err == nil {
 				s, err = c.parseStatic()

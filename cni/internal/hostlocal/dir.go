@@ -79,7 +79,7 @@ func (d *Dir) file(a netip.Addr) string { return filepath.Join(d.path, a.String(
 // Claim writes the lease; ok is false if somebody else has the address. The file appears with its content or not
 // at all, so that a killed process leaves no lease without a holder.
 func (d *Dir) Claim(a netip.Addr, h Holder) (ok bool, err error) {
-	tmp := filepath.Join(d.path, ".claim")
+	tmp := d.draft()
 	if err := os.WriteFile(tmp, []byte(h.text()), 0o600); err != nil {
 		return false, fmt.Errorf("lease %s: %w", a, err)
 	}
@@ -92,6 +92,9 @@ func (d *Dir) Claim(a netip.Addr, h Holder) (ok bool, err error) {
 	}
 	return err == nil, err
 }
+
+// draft is a lease that is being written; a process that is killed may leave it.
+func (d *Dir) draft() string { return filepath.Join(d.path, ".claim") }
 
 // Last writes down which address a range set gave out last, for upstream's round robin.
 func (d *Dir) Last(set int, a netip.Addr) error {
@@ -118,6 +121,9 @@ func (h Holder) match(content string) bool {
 
 // Release gives an address back if the holder has it; from now on it rests.
 func (d *Dir) Release(a netip.Addr, h Holder) error {
+	if err := os.Remove(d.draft()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lease %s: %w", a, err)
+	}
 	mine, err := d.Holds(a, h)
 	if err != nil || !mine {
 		return err

@@ -170,7 +170,7 @@ func (c *call) environment() error {
 	if !netconf.ValidID(c.attachment.ContainerID) || len(c.attachment.ContainerID) > 1024 {
 		return spec.Errorf(spec.CodeEnvironment, "CNI_CONTAINERID %.80q must match [a-zA-Z0-9][a-zA-Z0-9_.-]*", c.attachment.ContainerID)
 	}
-	if !netconf.ValidIfName(c.attachment.IfName) && c.typ() != "loopback" && c.attachment.IfName != "lo" {
+	if !netconf.ValidIfName(c.attachment.IfName) && c.attachment.IfName != "lo" {
 		return spec.Errorf(spec.CodeEnvironment, "CNI_IFNAME %.80q is not the name of an interface", c.attachment.IfName)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/berth-project/berth/cni/internal/hostlocal"
@@ -103,18 +104,32 @@ func (n *Network) CheckRules(rec *state.Record) error {
 	return err
 }
 
-// Collect takes off what is dead, and makes the table again if somebody flushed it.
+// Collect takes off what is dead, and makes the table again if somebody flushed it and there is anything for it.
 func (n *Network) Collect() error {
 	if err := n.store.Begin(); err != nil {
 		return err
 	}
 	n.collectDead()
-	if ok, err := n.nft.Has(ruleset.Table(), ruleset.Probe()); err != nil || !ok {
-		if err := n.rules(nil); err != nil {
+	ok, err := n.nft.Has(ruleset.Table(), ruleset.Probe())
+	if err != nil || !ok {
+		if err := n.restore(); err != nil {
 			return err
 		}
 	}
 	return n.store.End()
+}
+
+// restore makes the table again. A node that has no attachment with rules has no table either, unless a network of
+// type berth is being served.
+func (n *Network) restore() error {
+	d, err := n.desired()
+	if err != nil {
+		return err
+	}
+	if len(n.conf.Ranges) == 0 && !slices.ContainsFunc(d.Pods, func(p ruleset.Pod) bool { return len(ruleset.Elements(p)) > 0 }) {
+		return n.nft.Commit([]nlwire.Op{ruleset.Table().Add(), ruleset.Table().Delete()})
+	}
+	return n.nft.Commit(ruleset.Compile(d))
 }
 
 // CollectDead takes off what is dead within a change that is under way, and returns how many there were.

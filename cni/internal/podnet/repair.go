@@ -51,7 +51,7 @@ func (n *Network) repair() error {
 	if err := errors.Join(n.resetPools(), repairPools.Hit()); err != nil {
 		return err
 	}
-	if err := errors.Join(n.rules(nil), repairRules.Hit()); err != nil {
+	if err := errors.Join(n.restore(), repairRules.Hit()); err != nil {
 		return err
 	}
 	return n.store.End()

@@ -77,6 +77,15 @@ func SetPort(index int32, p Port) nlwire.Op {
 	return nlwire.Op{What: fmt.Sprintf("configure bridge port %d", index), Msg: m.Done()}
 }
 
+// SetHairpin lets a bridge send frames back to the port they came from, and leaves the rest of the port alone.
+func SetHairpin(index int32) nlwire.Op {
+	fixed := ifinfo(index, 0, 0)
+	fixed[0] = unix.AF_BRIDGE
+	m := nlwire.New(unix.RTM_SETLINK, ack, fixed)
+	m.Nest(unix.IFLA_PROTINFO, func(m *nlwire.Builder) { m.U8(portHairpin, 1) })
+	return nlwire.Op{What: fmt.Sprintf("let bridge port %d have its own frames back", index), Msg: m.Done()}
+}
+
 // Vlan is one VLAN of a bridge port.
 type Vlan struct {
 	ID uint16
