@@ -41,6 +41,10 @@ type Config struct {
 	// than a TCP handshake is retried by a peer that remembers the old pod.
 	CooldownSeconds *int `json:"cooldownSeconds"`
 
+	// ImportHostLocal are directories of upstream's host-local (/var/lib/cni/networks/NAME) whose leases still belong
+	// to running pods: an address with a file there is not given out.
+	ImportHostLocal []string `json:"importHostLocal"`
+
 	DNS           spec.DNS        `json:"dns"`
 	RuntimeConfig RuntimeConfig   `json:"runtimeConfig"`
 	Args          Args            `json:"args"`
@@ -136,6 +140,7 @@ type Attachment struct {
 type RuntimeConfig struct {
 	PortMappings []PortMapping   `json:"portMappings"`
 	Bandwidth    *Bandwidth      `json:"bandwidth"`
+	IPRanges     [][]Range       `json:"ipRanges"`
 	IPs          []string        `json:"ips"`
 	MAC          string          `json:"mac"`
 	DNS          RuntimeDNS      `json:"dns"`
@@ -207,6 +212,9 @@ func (c *Config) setDefaults() {
 	if len(c.Ranges) == 0 {
 		c.Ranges = []Range{{Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 88, 0, 0}), 16)}}
 	}
+	for i := len(c.RuntimeConfig.IPRanges) - 1; i >= 0; i-- { // the runtime's come first
+		c.Ranges = append(slices.Clone(c.RuntimeConfig.IPRanges[i]), c.Ranges...)
+	}
 	if c.StateDir == "" {
 		c.StateDir = DefaultStateDir
 	}
@@ -250,6 +258,17 @@ func (c *Config) Pools() []netip.Prefix {
 	out := make([]netip.Prefix, len(c.Ranges))
 	for i, r := range c.Ranges {
 		out[i] = r.Subnet
+	}
+	return out
+}
+
+// RuntimePools are the subnets that came from the runtime, for this attachment alone.
+func (c *Config) RuntimePools() []netip.Prefix {
+	var out []netip.Prefix
+	for _, set := range c.RuntimeConfig.IPRanges {
+		for _, r := range set {
+			out = append(out, r.Subnet)
+		}
 	}
 	return out
 }

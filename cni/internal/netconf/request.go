@@ -15,6 +15,8 @@ type Request struct {
 	MAC [6]byte
 	// Ports are the host ports.
 	Ports []Port
+	// Bandwidth are the limits; nil for none.
+	Bandwidth *Bandwidth
 	// Namespace, Pod, UID and CgroupPath are recorded for humans.
 	Namespace, Pod, UID, CgroupPath string
 }
@@ -67,6 +69,12 @@ func ParseRequest(c *Config, cniArgs string) (*Request, error) {
 		bad = append(bad, err)
 	}
 	r.Ports = ports
+	if err := c.RuntimeConfig.Bandwidth.Check("runtimeConfig.bandwidth"); err != nil {
+		bad = append(bad, err)
+	}
+	if !c.RuntimeConfig.Bandwidth.Zero() {
+		r.Bandwidth = c.RuntimeConfig.Bandwidth
+	}
 	return r, join(bad)
 }
 

@@ -32,6 +32,11 @@ func (c *Config) validate() error {
 	if !filepath.IsAbs(c.StateDir) {
 		fail("stateDir %q is not absolute", c.StateDir)
 	}
+	for i, d := range c.ImportHostLocal {
+		if !filepath.IsAbs(d) {
+			fail("importHostLocal[%d] %q is not absolute", i, d)
+		}
+	}
 	for i, r := range c.Ranges {
 		if err := r.check(); err != nil {
 			fail("ranges[%d]: %w", i, err)
@@ -133,7 +138,7 @@ func unknownKeys(stdin []byte) error {
 	}
 	known := []string{
 		"cniVersion", "cniVersions", "name", "type", "ranges", "ipMasq", "masqueradeExclude", "mtu",
-		"stateDir", "cooldownSeconds", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
+		"stateDir", "cooldownSeconds", "importHostLocal", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
 		"disableGC", "loadOnlyInlinedPlugins",
 	}
 	var bad []error

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/berth-project/berth/cni/internal/forwarding"
 	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/ruleset"
 	"github.com/berth-project/berth/cni/internal/spec"
@@ -51,6 +52,13 @@ func (n *Network) Status() error {
 	}
 	if err := n.store.End(); err != nil {
 		return err
+	}
+	obstacles, err := forwarding.Obstacles(n.nft)
+	if err != nil {
+		return err
+	}
+	for _, o := range obstacles { // whether its rules let pods' packets pass, only its owner knows: no reason to be down
+		n.remark("%s: packets of pods are lost if its rules do not accept them", o)
 	}
 	free := map[bool]bool{}
 	var why error

@@ -206,7 +206,7 @@ func (n *Network) desired() (ruleset.Desired, error) {
 		return d, err
 	}
 	for _, nw := range nets {
-		d.NoMasquerade = append(append(append(d.NoMasquerade, nw.Pools...), nw.Subnets...), nw.Exclude...)
+		d.NoMasquerade = append(append(d.NoMasquerade, nw.All()...), nw.Exclude...)
 		d.Bridged = append(d.Bridged, nw.Subnets...)
 	}
 	return d, nil

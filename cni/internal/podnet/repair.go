@@ -69,19 +69,20 @@ func (n *Network) undo(rec *state.Record) error {
 	return errors.Join(bad...)
 }
 
-// resetPools makes every pool that is known agree with the records.
-func (n *Network) resetPools() error {
+// resetPools makes every pool that is known agree with the records and with what was taken since.
+func (n *Network) resetPools(taken ...netip.Addr) error {
 	addrs, err := n.addrsInUse()
 	if err != nil {
 		return err
 	}
+	addrs = append(addrs, taken...)
 	nets, err := n.store.Networks()
 	if err != nil {
 		return err
 	}
 	subnets := n.conf.Pools()
 	for _, nw := range nets {
-		subnets = append(subnets, nw.Pools...)
+		subnets = append(subnets, nw.Own()...)
 	}
 	for _, s := range subnets {
 		p, err := n.pool(s)
@@ -151,7 +152,7 @@ func (n *Network) release(a netip.Addr) error {
 	}
 	subnets := n.conf.Pools()
 	for _, nw := range nets {
-		subnets = append(subnets, nw.Pools...)
+		subnets = append(subnets, nw.Own()...)
 	}
 	for _, s := range subnets {
 		if !s.Contains(a) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth/cni/internal/iptables"
+	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/ruleset"
 	"github.com/berth-project/berth/internal/atomicfile"
 	"github.com/berth-project/berth/proto/errs"
@@ -53,6 +54,8 @@ type Record struct {
 	Leases []Lease `json:"leases,omitempty"`
 	// IPTables are the attachment's rules if they are there and not in our table.
 	IPTables *iptables.Rules `json:"iptables,omitempty"`
+	// Bandwidth are the limits of a type berth's attachment.
+	Bandwidth *netconf.Bandwidth `json:"bandwidth,omitempty"`
 	// Restore is what the interface in the container was before tuning changed it.
 	Restore *Restore `json:"restore,omitempty"`
 

@@ -201,16 +201,33 @@ type Network struct {
 	Pools []netip.Prefix `json:"pools"`
 	// Subnets are those whose addresses another IPAM gives out.
 	Subnets []netip.Prefix `json:"subnets,omitempty"`
+	// Runtime are pools that a runtime asked for, for some attachments.
+	Runtime []netip.Prefix `json:"runtime,omitempty"`
 	Exclude []netip.Prefix `json:"exclude,omitempty"`
 }
 
-// SaveNetwork records a network and says whether that changed anything.
+// All are the subnets of the network, whoever gives out their addresses.
+func (n Network) All() []netip.Prefix {
+	return slices.Concat(n.Pools, n.Runtime, n.Subnets)
+}
+
+// Own are the subnets whose addresses we give out.
+func (n Network) Own() []netip.Prefix { return slices.Concat(n.Pools, n.Runtime) }
+
+// SaveNetwork records a network and says whether that changed anything. What runtimes asked for adds up.
 func (s *Store) SaveNetwork(n Network) (changed bool, err error) {
 	path := filepath.Join(s.dir, "networks", n.Name)
 	var old Network
-	if readJSON(path, &old) == nil && slices.Equal(old.Pools, n.Pools) &&
-		slices.Equal(old.Exclude, n.Exclude) && slices.Equal(old.Subnets, n.Subnets) {
-		return false, nil
+	if readJSON(path, &old) == nil {
+		for _, p := range n.Runtime {
+			if !slices.Contains(old.Runtime, p) {
+				old.Runtime, changed = append(old.Runtime, p), true
+			}
+		}
+		n.Runtime = old.Runtime
+		if !changed && slices.Equal(old.Pools, n.Pools) && slices.Equal(old.Exclude, n.Exclude) {
+			return false, nil
+		}
 	}
 	return true, writeJSON(path, n)
 }
