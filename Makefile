@@ -82,6 +82,12 @@ bench-cri: setup build tools ## Berth against containerd + runc and the kernel's
 torture: setup build tools ## Kill the daemon 100 times and a shim 50 times under load
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -run Torture -v ./torture
 
+.PHONY: torture-cni
+torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboots without DEL, fuzzing of all input
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 30m -run Torture -v ./cni/test
+	for f in dropin:FuzzParse netconf:FuzzParse netconf:FuzzRequest spec:FuzzDecode hostlocal:FuzzDirectory; do \
+	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s; done
+
 .PHONY: clean
 clean: stop ## Remove what was built; the tools' cache stays
 	rm -rf $(BIN) $(OUT)

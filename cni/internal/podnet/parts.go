@@ -119,15 +119,17 @@ func (n *Network) Collect() error {
 	return n.store.End()
 }
 
-// restore makes the table again. A node that has no attachment with rules has no table either, unless a network of
-// type berth is being served.
+// restore makes the table again. On a node that has no attachment with rules it is not made, unless a network of type
+// berth is being served, and one of another schema is taken away.
 func (n *Network) restore() error {
 	d, err := n.desired()
 	if err != nil {
 		return err
 	}
 	if len(n.conf.Ranges) == 0 && !slices.ContainsFunc(d.Pods, func(p ruleset.Pod) bool { return len(ruleset.Elements(p)) > 0 }) {
-		return n.nft.Commit([]nlwire.Op{ruleset.Table().Add(), ruleset.Table().Delete()})
+		if ok, err := n.nft.Has(ruleset.Table(), ruleset.Probe()); err != nil || !ok {
+			return errors.Join(err, n.nft.Commit([]nlwire.Op{ruleset.Table().Add(), ruleset.Table().Delete()}))
+		}
 	}
 	return n.nft.Commit(ruleset.Compile(d))
 }
