@@ -78,6 +78,12 @@ bench-cri: setup build tools ## Berth against containerd + runc and the kernel's
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
 
+.PHONY: bench-cni
+bench-cni: setup build tools ## berth-cni against the upstream plugins, interleaved; writes out/bench/cni.json
+	@mkdir -p $(OUT)/bench
+	CGO_ENABLED=0 $(GO) build -o $(OUT)/bench/fill ./cni/test/fill
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_FILL=$(OUT)/bench/fill $(GO) run ./cmd/bench-cni
+
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 100 times and a shim 50 times under load
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -run Torture -v ./torture
