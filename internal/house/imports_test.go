@@ -45,6 +45,8 @@ func rules() []rule {
 		{path: "shim", own: append(leaves, "proto/shim", "shim/internal"), foreign: []string{sys, specsGo}, ban: []string{http, osExec}},
 		{path: "shim/internal/seccomp/gen"}, // a tool of the developer's: asks `go list`
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
+		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
 
 		{path: "cri/cmd", own: append(leaves, "proto", "cri/internal"), foreignIsFree: true, ban: []string{osExec}},
 		{path: "cri/internal/server", own: append(leaves, "proto/rpc", "cri/internal/pod", "cri/internal/image"), foreignIsFree: true, ban: []string{osPkg, osExec, http}},
@@ -156,6 +158,7 @@ func TestRulesBite(t *testing.T) {
 		{"shim/internal/oci", osExec, true},
 		{"shim/internal/app", "github.com/sirupsen/logrus", false},
 		{"cni/internal/podnet", http, true},
+		{"cni/internal/podnet", osExec, true},
 		{"internal/inroot", module + "proto/errs", false},
 		{"proto/errs", "golang.org/x/sys/unix", false},
 		{"proto/shim/v1", grpc + "/codes", false},

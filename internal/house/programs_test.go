@@ -85,6 +85,8 @@ func keys(m map[string]bool) func(func(string) bool) {
 func starters() map[string]string {
 	return map[string]string{
 		"cri/internal/shims/shim.go":        "berth-shim",
+		"cni/internal/delegate/delegate.go": "an IPAM plugin that is not built in, as the specification says",
+		"cni/internal/iptables/iptables.go": "iptables-save and iptables-restore, where the configuration asks for iptables",
 		"shim/internal/seccomp/gen/main.go": "go list, on a developer's machine",
 	}
 }
