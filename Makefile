@@ -13,6 +13,7 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 # Static, reproducible: the same commit gives the same bytes.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
+GPU      := deviceplugin/cmd/berth-gpu
 PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni
 PACKAGES := busybox-static nftables iptables iproute2 conntrack procps util-linux gcc libc6-dev libseccomp-dev pkg-config
 
@@ -30,9 +31,10 @@ setup: ## Install the Debian packages that builds and tests need
 build: ## Build Berth's programs into bin/
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/ ./$$p; done
+	@CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BIN)/ ./$(GPU) # NVML is loaded at run time
 	@mkdir -p $(BIN)/cni && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
 	@cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $(BIN)/ ./testbox ./cmd/registry ./cmd/demo
-	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
+	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS) $(GPU))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
 
 .PHONY: tools
 tools: ## Build the upstream kubelet, crictl, critest, containerd, runc and CNI plugins, once
@@ -74,6 +76,10 @@ bench-cri: setup build tools ## Berth against containerd + runc and the kernel's
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 100 times and a shim 50 times under load
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -run Torture -v ./torture
+
+.PHONY: conformance-gpu
+conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults
+	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) BERTH_GPU_FULL=1 $(GO) test -trimpath -count=1 -timeout 20m -v . 2>&1 | grep -vE '^[IEW][0-9]{4} '
 
 .PHONY: clean
 clean: stop ## Remove what was built; the tools' cache stays

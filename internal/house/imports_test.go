@@ -7,14 +7,15 @@ import (
 )
 
 const (
-	grpc    = "google.golang.org/grpc"
-	sys     = "golang.org/x/sys"
-	k8s     = "k8s.io"
-	http    = "net/http"
-	osPkg   = "os"
-	osExec  = "os/exec"
-	criAPI  = "k8s.io/cri-api"
-	specsGo = "github.com/opencontainers/runtime-spec"
+	grpc     = "google.golang.org/grpc"
+	sys      = "golang.org/x/sys"
+	k8s      = "k8s.io"
+	http     = "net/http"
+	osPkg    = "os"
+	osExec   = "os/exec"
+	criAPI   = "k8s.io/cri-api"
+	cdiSpecs = "tags.cncf.io/container-device-interface/specs-go"
+	specsGo  = "github.com/opencontainers/runtime-spec"
 )
 
 // rule says what the packages below a path may import of ours and of others. A path of ours allows what is below
@@ -45,6 +46,21 @@ func rules() []rule {
 		{path: "shim", own: append(leaves, "proto/shim", "shim/internal"), foreign: []string{sys, specsGo}, ban: []string{http, osExec}},
 		{path: "shim/internal/seccomp/gen"}, // a tool of the developer's: asks `go list`
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
+
+		// deviceplugin, from the leaves up; inventory, alloc, policy and health are pure
+		{path: "deviceplugin/internal/inventory", ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/alloc", own: append(leaves, "deviceplugin/internal/inventory"), ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/health", ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/policy", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/alloc"), ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/driver", own: append(leaves, "deviceplugin/internal/inventory"), foreign: []string{sys}, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/cdi", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/driver", "deviceplugin/internal/discovery/fake"), foreign: []string{cdiSpecs}, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/ledger", own: leaves, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/discovery", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/health", "deviceplugin/internal/driver"), foreign: []string{sys, "sigs.k8s.io/yaml", "github.com/NVIDIA/go-nvml"}, ban: []string{http, grpc}},
+		{path: "deviceplugin/internal/discovery/nvml", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/health", "deviceplugin/internal/discovery"), foreign: []string{"github.com/NVIDIA/go-nvml"}, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/config", own: append(leaves, "deviceplugin/internal"), foreign: []string{"github.com/pelletier/go-toml"}, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/node", own: append(leaves, "deviceplugin/internal"), foreign: []string{cdiSpecs}, ban: []string{osExec, http, grpc, "deviceplugin/internal/server"}},
+		{path: "deviceplugin/internal/server", own: append(leaves, "proto/rpc", "deviceplugin/internal"), foreign: []string{grpc, "google.golang.org/protobuf", "k8s.io/kubelet"}, ban: []string{osExec, http}},
+		{path: "deviceplugin/cmd", own: append(leaves, "proto", "deviceplugin/internal"), foreignIsFree: true, ban: []string{osExec}},
 
 		{path: "cri/cmd", own: append(leaves, "proto", "cri/internal"), foreignIsFree: true, ban: []string{osExec}},
 		{path: "cri/internal/server", own: append(leaves, "proto/rpc", "cri/internal/pod", "cri/internal/image"), foreignIsFree: true, ban: []string{osPkg, osExec, http}},
@@ -156,6 +172,9 @@ func TestRulesBite(t *testing.T) {
 		{"shim/internal/oci", osExec, true},
 		{"shim/internal/app", "github.com/sirupsen/logrus", false},
 		{"cni/internal/podnet", http, true},
+		{"deviceplugin/internal/health", osPkg, true},
+		{"deviceplugin/internal/node", grpc, false},
+		{"deviceplugin/internal/alloc", module + "deviceplugin/internal/server", false},
 		{"internal/inroot", module + "proto/errs", false},
 		{"proto/errs", "golang.org/x/sys/unix", false},
 		{"proto/shim/v1", grpc + "/codes", false},
