@@ -39,7 +39,9 @@ type Container struct {
 	seccomp string        // digest of the profile, or ""
 	join    []string
 	pidOf   string
-	images  []string // holders of image volumes
+	images  []string                     // holders of image volumes
+	grouped *cri.LinuxContainerResources // the limits that its group has; nil: it has no group. Guarded by op
+	barred  bool                         // it is being stopped or removed: no start any more. Guarded by op
 
 	mu sync.Mutex
 	st ContainerState

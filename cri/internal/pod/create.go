@@ -92,6 +92,7 @@ func (m *Manager) create(ctx context.Context, p *Pod, config *cri.ContainerConfi
 	m.mu.Lock()
 	m.containers[c.ID] = c
 	m.mu.Unlock()
+	m.groupAhead(c, p)
 	m.publish(cri.ContainerEventType_CONTAINER_CREATED_EVENT, p.ID, c.ID)
 	if m.cfg.Timeline != nil {
 		m.cfg.Timeline(p.ID, Phase{Name: "create " + config.GetMetadata().GetName(), Start: start, Took: time.Since(start)})
