@@ -69,7 +69,7 @@ func rules() []rule {
 		{
 			path: "cri/internal/pod",
 			own: append(leaves, "proto/shim", "cri/internal/spec", "cri/internal/shims", "cri/internal/cgroup",
-				"cri/internal/network", "cri/internal/image", "cri/internal/rootfs"),
+				"cri/internal/network", "cri/internal/image", "cri/internal/rootfs", "cri/internal/cdi", "cri/internal/ldcache"),
 			foreignIsFree: true, ban: []string{grpc, osExec, http},
 		},
 		// pure: what it needs of the machine is in its Input; of cgroup it uses the check of a key's name
@@ -79,6 +79,8 @@ func rules() []rule {
 		},
 		{path: "cri/internal/config", foreignIsFree: true, ban: []string{osExec, http}},
 		adapter("cri/internal/cgroup"),
+		adapter("cri/internal/cdi"),
+		{path: "cri/internal/ldcache", ban: []string{osPkg, osExec, http, grpc}},
 		adapter("cri/internal/machine"),
 		adapter("cri/internal/network"),
 		adapter("cri/internal/store"),
