@@ -185,7 +185,7 @@ func build(conf config.Config, o options, log *slog.Logger) (*daemon, error) {
 	}, d.source)
 	d.edge = rpc.NewEdge(log, time.Minute, []string{"/v1beta1.DevicePlugin/ListAndWatch"}, nil)
 	d.server = server.New(server.Config{
-		State: conf.State, Kubelet: conf.Kubelet.Dir, Watcher: conf.Kubelet.Registration != "legacy", Legacy: conf.Kubelet.Registration != "watcher",
+		State: conf.State, Kubelet: conf.Kubelet.Dir, Plugins: conf.Kubelet.Plugins, Watcher: conf.Kubelet.Registration != "legacy", Legacy: conf.Kubelet.Registration != "watcher",
 		Annotations: conf.CDI.Annotations, MPSDir: filepath.Join(conf.State, "mps"), Log: log, Edge: d.edge,
 	}, d.node, d.ledger)
 	return d, nil

@@ -46,6 +46,7 @@ type Override struct {
 // Kubelet is where the kubelet is.
 type Kubelet struct {
 	Dir          string `toml:"dir" comment:"The kubelet's root directory."`
+	Plugins      string `toml:"device_plugins" comment:"Where its legacy registration is, whatever its root directory."`
 	Registration string `toml:"registration" comment:"watcher (plugins_registry), legacy (device-plugins/kubelet.sock) or both."`
 	PodResources string `toml:"pod_resources" comment:"Socket of the PodResources API; empty: below dir."`
 }
@@ -121,7 +122,7 @@ type Sharing struct {
 func Default() Config {
 	return Config{
 		Root: "/var/lib/berth/gpu", State: "/run/berth/gpu", DebugSocket: "/run/berth/gpu/debug.sock", LogLevel: "info", Discovery: "auto",
-		Kubelet: Kubelet{Dir: "/var/lib/kubelet", Registration: "both"},
+		Kubelet: Kubelet{Dir: "/var/lib/kubelet", Plugins: "/var/lib/kubelet/device-plugins", Registration: "both"},
 		Driver:  Driver{Root: "/", Dev: "/dev", Proc: "/proc", Sys: "/sys", Capabilities: []string{"compute", "utility", "video"}},
 		CDI:     CDI{Dir: "/var/run/cdi"},
 		Health: Health{

@@ -38,6 +38,7 @@ func (c Config) Validate() error {
 		{"root", c.Root},
 		{"state", c.State},
 		{"kubelet.dir", c.Kubelet.Dir},
+		{"kubelet.device_plugins", c.Kubelet.Plugins},
 		{"driver.root", c.Driver.Root},
 		{"driver.view", cmp.Or(c.Driver.View, "/")},
 		{"driver.dev", c.Driver.Dev},
@@ -51,8 +52,8 @@ func (c Config) Validate() error {
 			r.bad(p.key, "%q is not an absolute path", p.path)
 		}
 	}
-	if len(c.State) > 60 || len(c.Kubelet.Dir) > 60 {
-		r.bad("state, kubelet.dir", "at most 60 bytes: a Unix socket's path holds 107")
+	if len(c.State) > 60 || len(c.Kubelet.Dir) > 60 || len(c.Kubelet.Plugins) > 60 {
+		r.bad("state, kubelet.dir, kubelet.device_plugins", "at most 60 bytes: a Unix socket's path holds 107")
 	}
 	r.oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	r.oneOf("discovery", c.Discovery, "auto", "nvml", "proc")

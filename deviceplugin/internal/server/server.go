@@ -25,8 +25,8 @@ import (
 type Config struct {
 	// State is the directory of our own sockets, which the kubelet does not empty.
 	State string
-	// Kubelet is the kubelet's root directory.
-	Kubelet string
+	// Kubelet is the kubelet's root directory; Plugins is where its legacy registration is.
+	Kubelet, Plugins string
 	// Watcher and Legacy are the two ways of registration.
 	Watcher, Legacy bool
 	Annotations     bool
@@ -110,7 +110,7 @@ func (s *Server) sweep() error {
 	var all []error
 	for _, glob := range []string{
 		filepath.Join(s.cfg.State, "*.sock"), filepath.Join(s.cfg.Kubelet, "plugins_registry", "berth-gpu_*-reg.sock"),
-		filepath.Join(s.cfg.Kubelet, "device-plugins", "berth-gpu_*.sock"),
+		filepath.Join(s.cfg.Plugins, "berth-gpu_*.sock"),
 	} {
 		names, err := filepath.Glob(glob)
 		all = append(all, err)
@@ -206,7 +206,7 @@ const grace = 3 * time.Second
 // ensureLegacy registers with each kubelet once: when its socket is new, when ours was removed, and when it took
 // the registration and does not listen.
 func (s *Server) ensureLegacy(ctx context.Context, x *resource) error {
-	dir := filepath.Join(s.cfg.Kubelet, "device-plugins")
+	dir := s.cfg.Plugins
 	k := look(dir)
 	if k.stamp == "" {
 		return nil
