@@ -68,7 +68,16 @@ max_hold_down_ms = 100
 
 func newLab(t *testing.T, profile, top, more string, args ...string) *lab {
 	t.Helper()
-	l := &lab{t: t, dir: t.TempDir(), args: args}
+	dir, err := os.MkdirTemp("", "gpu") // a test's own name is too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	l := &lab{t: t, dir: dir, args: args}
 	l.profile, l.config = filepath.Join(l.dir, "profile.yaml"), filepath.Join(l.dir, "gpu.toml")
 	l.setProfile(profile)
 	text := fmt.Sprintf(settings, filepath.Join(l.dir, "root"), filepath.Join(l.dir, "run"), filepath.Join(l.dir, "run/debug.sock"), top,
