@@ -13,6 +13,7 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 # Static, reproducible: the same commit gives the same bytes.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
+GPU      := deviceplugin/cmd/berth-gpu
 PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
@@ -34,8 +35,9 @@ build: ## Build Berth's programs into bin/
 	@for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/ ./$$p; done
 	@mkdir -p $(BIN)/cni $(BIN)/plugins && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
 	@for p in berth $(UPSTREAM); do ln -f $(BIN)/berth-cni $(BIN)/plugins/$$p; done
+	@CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BIN)/ ./$(GPU) # NVML is loaded at run time
 	@cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $(BIN)/ ./testbox ./cmd/registry ./cmd/demo
-	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
+	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS) $(GPU))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
 
 .PHONY: tools
 tools: ## Build the upstream kubelet, crictl, critest, containerd, runc and CNI plugins, once
@@ -98,6 +100,10 @@ torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboot
 	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 30m -run Torture -v ./cni/test
 	for f in dropin:FuzzParse netconf:FuzzParse netconf:FuzzRequest spec:FuzzDecode hostlocal:FuzzDirectory; do \
 	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s; done
+
+.PHONY: conformance-gpu
+conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults
+	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) BERTH_GPU_FULL=1 $(GO) test -trimpath -count=1 -timeout 20m -v . 2>&1 | grep -vE '^[IEW][0-9]{4} '
 
 .PHONY: clean
 clean: stop ## Remove what was built; the tools' cache stays

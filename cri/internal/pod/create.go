@@ -150,6 +150,9 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 	if err != nil {
 		return err
 	}
+	if err := m.inject(c, out.Spec, lower); err != nil {
+		return err
+	}
 	c.join, c.pidOf = out.Join, out.PidOf
 	if c.seccomp, err = m.profiles.digest(out.Spec.Linux.Seccomp, m.keepProfile); err != nil {
 		return err
@@ -218,6 +221,12 @@ func (m *Manager) prepare(c *Container) (err error) {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil && !errors.Is(err, os.ErrExist) { //nolint:gosec // the rootfs's own mode
 			return err
 		}
+	}
+	if c.loaderCache != nil {
+		if err := os.WriteFile(filepath.Join(dir, "ld.so.cache"), c.loaderCache, 0o644); err != nil { //nolint:gosec // every user in the container reads it
+			return err
+		}
+		c.loaderCache = nil
 	}
 	if c.raw, err = json.Marshal(c.spec); err != nil {
 		return err
