@@ -13,8 +13,8 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 # Static, reproducible: the same commit gives the same bytes.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
-PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni
-PACKAGES := busybox-static nftables iptables iproute2 conntrack procps util-linux gcc libc6-dev libseccomp-dev pkg-config
+PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi
+PACKAGES := busybox-static nftables iptables iproute2 conntrack procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
 
 export GOFLAGS := -mod=readonly
 
