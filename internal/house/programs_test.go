@@ -24,6 +24,7 @@ func programs() map[string][]string {
 		"shim/cmd/berth-shim":        slices.DeleteFunc(slices.Clone(small), func(s string) bool { return s == "github.com/" }),
 		"cni/cmd/berth-cni":          small,
 		"deviceplugin/cmd/berth-gpu": {k8s + "/client-go", k8s + "/api", k8s + "/apimachinery"},
+		"csi/cmd/berth-csi":          {},
 	}
 }
 
@@ -94,6 +95,7 @@ func starters() map[string]string {
 		"cni/internal/iptables/iptables.go":                "iptables-save and iptables-restore, where the configuration asks for iptables",
 		"shim/internal/seccomp/gen/main.go":                "go list, on a developer's machine",
 		"deviceplugin/internal/discovery/child/process.go": "berth-gpu itself, to talk to the driver",
+		"csi/internal/mkfs/mkfs.go":                        "mkfs.ext4, mkfs.xfs, e2fsck, resize2fs",
 	}
 }
 
@@ -105,8 +107,8 @@ func shells() []string {
 // TestNoShell looks at the code that is installed on a node.
 func TestNoShell(t *testing.T) {
 	fset := token.NewFileSet()
-	for _, file := range sources(t, "cri", "shim", "cni", "deviceplugin", "proto", "internal") {
-		if strings.HasSuffix(file, "_test.go") || below(file, "shim/test") || below(file, "cni/test") {
+	for _, file := range sources(t, "cri", "shim", "cni", "csi", "deviceplugin", "proto", "internal") {
+		if strings.HasSuffix(file, "_test.go") || below(file, "shim/test") || below(file, "cni/test") || below(file, "csi/test") {
 			continue
 		}
 		f, err := parser.ParseFile(fset, filepath.Join(root, file), nil, 0)
