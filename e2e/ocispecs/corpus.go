@@ -16,12 +16,18 @@ const corpus = "../../shim/test/testdata/specs.json"
 // addEnv makes Check add what it finds to the corpus: `make oracle-specs`.
 const addEnv = "BERTH_ORACLE_SPECS"
 
+// guestEnv says that the suite runs in a virtual machine: another kernel, other facts, and no corpus beside it.
+const guestEnv = "BERTH_GUEST"
+
 // Check ends a collection and returns an error if it found a spec that the oracle does not run, and how many distinct
 // ones it found.
 func Check(c *Collector) (int, error) {
 	all, err := c.Stop()
 	if err != nil || len(all) == 0 {
 		return 0, fmt.Errorf("%d specs collected: %w", len(all), err)
+	}
+	if os.Getenv(guestEnv) != "" {
+		return len(all), nil
 	}
 	have := map[string]bool{}
 	b, err := os.ReadFile(corpus)
