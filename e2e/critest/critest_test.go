@@ -21,7 +21,7 @@ func TestSuite(t *testing.T) {
 	}
 	lab := harness.NewLab("critest", bin, tools)
 	lab.Pods = "10.93.0.0/16"
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	if err := harness.Stop(ctx, lab); err != nil {
 		t.Fatal(err)
