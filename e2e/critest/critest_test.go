@@ -38,6 +38,9 @@ func TestSuite(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
+	if keep := os.Getenv("BERTH_KEEP"); keep != "" {
+		dir = keep
+	}
 	made := ocispecs.Start(filepath.Join(lab.Dir, "berth"))
 	r, err := critest.Run(ctx, filepath.Join(tools, "critest"), lab.Socket(), dir, critest.SPDY, "")
 	specs, serr := ocispecs.Check(made)
