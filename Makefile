@@ -81,6 +81,10 @@ torture: setup build tools ## Kill the daemon 125 times and a shim 75 times unde
 conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults
 	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) BERTH_GPU_FULL=1 $(GO) test -trimpath -count=1 -timeout 20m -v . 2>&1 | grep -vE '^[IEW][0-9]{4} '
 
+.PHONY: bench-gpu
+bench-gpu: setup build ## berth-gpu over its sockets on sixteen GPUs; writes out/bench/gpu.json
+	cd e2e && BERTH_BIN=$(BIN) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-gpu
+
 .PHONY: clean
 clean: stop ## Remove what was built; the tools' cache stays
 	rm -rf $(BIN) $(OUT)
