@@ -38,6 +38,10 @@ type daemon struct {
 	node   *node.Node
 	server *server.Server
 	edge   *rpc.Edge
+	debug  *debugServer
+	reload *reloader
+	// labels is the feature file, podResources the kubelet's socket.
+	labels, podResources string
 }
 
 // sources is who can be asked, and how the driver's numbers are found.
@@ -150,7 +154,7 @@ func lockState(dir string) (*os.File, error) {
 }
 
 // build wires everything and starts nothing but the lock.
-func build(conf config.Config, o options, log *slog.Logger) (*daemon, error) {
+func build(conf config.Config, o options, log *slog.Logger, level *slog.LevelVar) (*daemon, error) {
 	offer, err := conf.Offer(o.override)
 	if err != nil {
 		return nil, err
@@ -188,6 +192,9 @@ func build(conf config.Config, o options, log *slog.Logger) (*daemon, error) {
 		State: conf.State, Kubelet: conf.Kubelet.Dir, Plugins: conf.Kubelet.Plugins, Watcher: conf.Kubelet.Registration != "legacy", Legacy: conf.Kubelet.Registration != "watcher",
 		Annotations: conf.CDI.Annotations, MPSDir: filepath.Join(conf.State, "mps"), Log: log, Edge: d.edge,
 	}, d.node, d.ledger)
+	d.labels, d.podResources = conf.Labels.File, or(conf.Kubelet.PodResources, filepath.Join(conf.Kubelet.Dir, "pod-resources/kubelet.sock"))
+	d.debug = &debugServer{socket: conf.DebugSocket, address: conf.Metrics, view: d.collect}
+	d.reload = &reloader{o: o, level: level, log: log, node: d.node}
 	return d, nil
 }
 

@@ -136,6 +136,13 @@ func (n *Node) SetPolicy(p policy.Policy) {
 	n.poke()
 }
 
+// Policy is what holds now.
+func (n *Node) Policy() policy.Policy {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.policy
+}
+
 // Source is who is asked.
 func (n *Node) Source() discovery.Source { return n.src }
 
