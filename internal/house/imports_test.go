@@ -60,6 +60,7 @@ func rules() []rule {
 		{path: "deviceplugin/internal/config", own: append(leaves, "deviceplugin/internal"), foreign: []string{"github.com/pelletier/go-toml"}, ban: []string{osExec, http, grpc}},
 		{path: "deviceplugin/internal/node", own: append(leaves, "deviceplugin/internal"), foreign: []string{cdiSpecs}, ban: []string{osExec, http, grpc, "deviceplugin/internal/server"}},
 		{path: "deviceplugin/internal/server", own: append(leaves, "proto/rpc", "deviceplugin/internal"), foreign: []string{grpc, "google.golang.org/protobuf", "k8s.io/kubelet"}, ban: []string{osExec, http}},
+		{path: "deviceplugin/internal/mps", own: leaves, foreign: []string{sys}, ban: []string{http, grpc}},
 		{path: "deviceplugin/internal/view", own: append(leaves, "deviceplugin/internal"), ban: []string{osPkg, osExec, http, grpc}},
 		{path: "deviceplugin/internal/podresources", own: append(leaves, "proto/rpc", "deviceplugin/internal/view"), foreign: []string{grpc, "k8s.io/kubelet"}, ban: []string{osExec, http}},
 		{path: "deviceplugin/cmd", own: append(leaves, "proto", "deviceplugin/internal"), foreignIsFree: true, ban: []string{osExec}},

@@ -90,6 +90,7 @@ func keys(m map[string]bool) func(func(string) bool) {
 func starters() map[string]string {
 	return map[string]string{
 		"cri/internal/shims/shim.go":                       "berth-shim",
+		"deviceplugin/internal/mps/daemon.go":              "nvidia-cuda-mps-control, by berth-gpu itself, and to ask it",
 		"deviceplugin/internal/discovery/child/process.go": "berth-gpu itself, to talk to the driver",
 		"shim/internal/seccomp/gen/main.go":                "go list, on a developer's machine",
 	}

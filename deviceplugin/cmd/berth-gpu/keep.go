@@ -8,6 +8,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/berth-project/berth/deviceplugin/internal/config"
+	"github.com/berth-project/berth/deviceplugin/internal/driver"
+	"github.com/berth-project/berth/deviceplugin/internal/mps"
+	"github.com/berth-project/berth/deviceplugin/internal/policy"
 	"github.com/berth-project/berth/deviceplugin/internal/view"
 	"github.com/berth-project/berth/internal/atomicfile"
 )
@@ -31,6 +35,46 @@ func (d *daemon) reconcile(ctx context.Context) error {
 			continue
 		}
 		d.ledger.Reconcile(view.InUse(held))
+	}
+}
+
+// supervisor is of the MPS daemons. A daemon that begins or ceases to serve starts a round.
+func (d *daemon) supervisor(conf config.Config, root driver.Root) (*mps.Supervisor, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	libraries := ""
+	if l := library(conf); l != "" {
+		libraries = filepath.Dir(l)
+	}
+	return mps.New(mps.Config{
+		Self: self, Control: driver.Program(root, "nvidia-cuda-mps-control"), Libraries: libraries, Dir: mpsDir(conf),
+		Check: 2 * time.Second, Answer: 5 * time.Second, Pause: time.Second, Log: d.log, Changed: func() { d.node.Poke() },
+	}), nil
+}
+
+func mpsDir(conf config.Config) string { return filepath.Join(conf.State, "mps") }
+
+// share has a daemon run for each GPU that is shared by MPS, sick or not: its clients may still be well.
+func (d *daemon) share(ctx context.Context) error {
+	for {
+		s, changed := d.node.State()
+		var want []mps.GPU
+		for _, r := range s.Plan.Resources {
+			for i, x := range r.Devices {
+				first := i == 0 || r.Devices[i-1].UUID != x.UUID
+				if s.Live && r.Rule.Sharing == policy.MPS && first {
+					want = append(want, mps.GPU{UUID: x.UUID, Memory: r.Rule.ClientMemory(x), Replicas: r.Rule.Replicas})
+				}
+			}
+		}
+		d.mps.Set(want)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
 	}
 }
 

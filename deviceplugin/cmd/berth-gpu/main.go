@@ -24,6 +24,7 @@ import (
 
 	"github.com/berth-project/berth/deviceplugin/internal/config"
 	"github.com/berth-project/berth/deviceplugin/internal/discovery/fake"
+	"github.com/berth-project/berth/deviceplugin/internal/mps"
 	"github.com/berth-project/berth/internal/failpoint"
 )
 
@@ -58,6 +59,9 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	rest := flags.Args()
 	if len(rest) == 0 {
 		return serve(ctx, o)
+	}
+	if rest[0] == mps.Verb && len(rest) == 3 {
+		return mps.Become(rest[1], rest[2])
 	}
 	switch what := strings.Join(rest[:min(len(rest), 2)], " "); {
 	case what == "probe":

@@ -61,6 +61,8 @@ func (d *daemon) run(ctx context.Context) error {
 	part("configuration", d.reload.run)
 	part("ledger", d.reconcile)
 	part("labels", d.label)
+	part("mps", d.mps.Run)
+	part("sharing", d.share)
 	<-ctx.Done()
 	wg.Wait()
 	d.close()

@@ -69,3 +69,17 @@ func TestStatus(t *testing.T) {
 		t.Error(out)
 	}
 }
+
+// TestMPSWithoutDriver: shares whose daemon cannot serve are not given away, and the status says why.
+func TestMPSWithoutDriver(t *testing.T) {
+	l := newLab(t, eight, "", "[[resources]]\nname = \"nvidia.com/gpu.mps\"\nsharing = {strategy = \"mps\", replicas = 2}\n")
+	k := newKubelet(t)
+	l.start()
+	k.await("nvidia.com/gpu.mps", 0, 16, 5*time.Second)
+	if _, _, err := k.run("nvidia.com/gpu.mps", 1); err == nil {
+		t.Error("a share was given whose daemon does not run")
+	}
+	within(t, soon, "the reason", func() (bool, string) {
+		return strings.Contains(l.log.String(), "MPS needs the driver's own program"), l.log.String()
+	})
+}
