@@ -1,3 +1,6 @@
+// Package gpubench measures berth-gpu as the kubelet meets it: over its sockets, on the profile of the largest node
+// there is (sixteen A100, all joined by NVLink). No peer can be had here; what is compared is the exhaustive search
+// for the same question, and the cost of an empty call.
 package gpubench
 
 import (
@@ -14,6 +17,7 @@ import (
 
 	dp "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 
+	"github.com/berth-project/berth/e2e/dpkubelet"
 	"github.com/berth-project/berth/e2e/harness"
 )
 
@@ -53,11 +57,11 @@ func Run(ctx context.Context, bin, out string, w io.Writer) (err error) {
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return err
 	}
-	k, err := startKubelet(plugins)
+	k, err := dpkubelet.Start(plugins)
 	if err != nil {
 		return err
 	}
-	defer func() { k.stop() }()
+	defer func() { k.Stop() }()
 	proc, err := harness.Start(dir, "berth-gpu", nil, filepath.Join(bin, "berth-gpu"), "--config", conf, "--fake", "a100x16")
 	if err != nil {
 		return err
@@ -70,18 +74,18 @@ func Run(ctx context.Context, bin, out string, w io.Writer) (err error) {
 	return errors.Join(write(rows, filepath.Join(out, "bench", "gpu.json")), table(rows, w))
 }
 
-func measure(ctx context.Context, k **kubelet, plugins string, proc *harness.Process) ([]Row, error) {
-	p, err := (*k).connect(ctx, gpus, 5*time.Second)
+func measure(ctx context.Context, k **dpkubelet.Kubelet, plugins string, proc *harness.Process) ([]Row, error) {
+	p, err := (*k).Connect(ctx, gpus, 5*time.Second)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { p.close() }()
+	defer func() { p.Close() }()
 	empty, err := timed(calls, func(int) error { _, err := p.GetDevicePluginOptions(ctx, &dp.Empty{}); return err })
 	if err != nil {
 		return nil, err
 	}
 	allocate, err := timed(calls, func(i int) error {
-		r, err := p.Allocate(ctx, &dp.AllocateRequest{ContainerRequests: []*dp.ContainerAllocateRequest{{DevicesIds: []string{p.ids[i%gpus], p.ids[(i+1)%gpus]}}}})
+		r, err := p.Allocate(ctx, &dp.AllocateRequest{ContainerRequests: []*dp.ContainerAllocateRequest{{DevicesIds: []string{p.IDs[i%gpus], p.IDs[(i+1)%gpus]}}}})
 		if err == nil && len(r.GetContainerResponses()[0].GetCdiDevices()) != 2 {
 			err = fmt.Errorf("allocate answered %v", r)
 		}
@@ -96,13 +100,13 @@ func measure(ctx context.Context, k **kubelet, plugins string, proc *harness.Pro
 	}
 	again := 0.0
 	for range restarts {
-		(*k).stop()
-		p.close()
-		if *k, err = startKubelet(plugins); err != nil {
+		(*k).Stop()
+		p.Close()
+		if *k, err = dpkubelet.Start(plugins); err != nil {
 			return nil, err
 		}
 		start := time.Now()
-		if p, err = (*k).connect(ctx, gpus, 5*time.Second); err != nil {
+		if p, err = (*k).Connect(ctx, gpus, 5*time.Second); err != nil {
 			return nil, err
 		}
 		again = max(again, time.Since(start).Seconds())
@@ -122,14 +126,14 @@ func measure(ctx context.Context, k **kubelet, plugins string, proc *harness.Pro
 }
 
 // preference asks for 8 of 16 with full NVLink, and compares with every set there is.
-func preference(ctx context.Context, p *plugin) (took []time.Duration, search float64, err error) {
-	ids := slices.Clone(p.ids)
+func preference(ctx context.Context, p *dpkubelet.Plugin) (took []time.Duration, search float64, err error) {
+	ids := slices.Clone(p.IDs)
 	slices.Sort(ids)
 	start := time.Now()
 	want := exhaustive(ids, 8, func(a, b int) int { return 12*10 + 1 })
 	search = time.Since(start).Seconds() * 1e3
 	took, err = timed(200, func(int) error {
-		r, err := p.GetPreferredAllocation(ctx, &dp.PreferredAllocationRequest{ContainerRequests: []*dp.ContainerPreferredAllocationRequest{{AvailableDeviceIDs: p.ids, AllocationSize: 8}}})
+		r, err := p.GetPreferredAllocation(ctx, &dp.PreferredAllocationRequest{ContainerRequests: []*dp.ContainerPreferredAllocationRequest{{AvailableDeviceIDs: p.IDs, AllocationSize: 8}}})
 		if err != nil {
 			return err
 		}

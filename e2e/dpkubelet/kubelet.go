@@ -1,7 +1,6 @@
-// Package gpubench measures berth-gpu as the kubelet meets it: over its sockets, on the profile of the largest node
-// there is (sixteen A100, all joined by NVLink). No peer can be had here; what is compared is the exhaustive search
-// for the same question, and the cost of an empty call.
-package gpubench
+// Package dpkubelet is the little of a kubelet that a device plugin needs: the legacy registration socket, and the
+// calls on a plugin. Benchmarks and the run on a real GPU use it where a whole kubelet would only be in the way.
+package dpkubelet
 
 import (
 	"context"
@@ -16,8 +15,8 @@ import (
 	dp "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
-// kubelet is the registration server of a kubelet, which is restarted by closing it and making another one.
-type kubelet struct {
+// Kubelet is the registration server of a kubelet, which is restarted by stopping it and starting another one.
+type Kubelet struct {
 	dp.UnimplementedRegistrationServer
 	dir    string
 	server *grpc.Server
@@ -25,8 +24,8 @@ type kubelet struct {
 	joined chan string // endpoints, as they register
 }
 
-// startKubelet does what the device manager does at its start: it removes every socket, and listens.
-func startKubelet(dir string) (*kubelet, error) {
+// Start does what the device manager does at its start: it removes every socket, and listens.
+func Start(dir string) (*Kubelet, error) {
 	old, err := filepath.Glob(filepath.Join(dir, "*.sock"))
 	if err != nil {
 		return nil, err
@@ -40,35 +39,37 @@ func startKubelet(dir string) (*kubelet, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &kubelet{dir: dir, server: grpc.NewServer(), done: make(chan struct{}), joined: make(chan string, 16)}
+	k := &Kubelet{dir: dir, server: grpc.NewServer(), done: make(chan struct{}), joined: make(chan string, 16)}
 	dp.RegisterRegistrationServer(k.server, k)
 	go func() {
 		defer close(k.done)
-		_ = k.server.Serve(l) // ends with stop
+		_ = k.server.Serve(l) // ends with Stop
 	}()
 	return k, nil
 }
 
-func (k *kubelet) stop() {
+// Stop ends it.
+func (k *Kubelet) Stop() {
 	k.server.Stop()
 	<-k.done
 }
 
 // Register implements dp.RegistrationServer.
-func (k *kubelet) Register(_ context.Context, r *dp.RegisterRequest) (*dp.Empty, error) {
+func (k *Kubelet) Register(_ context.Context, r *dp.RegisterRequest) (*dp.Empty, error) {
 	k.joined <- filepath.Join(k.dir, r.GetEndpoint())
 	return &dp.Empty{}, nil
 }
 
-// plugin is a connection to a registered plugin, and its list.
-type plugin struct {
+// Plugin is a connection to a registered plugin, and its list.
+type Plugin struct {
 	conn *grpc.ClientConn
 	dp.DevicePluginClient
-	ids []string
+	// IDs are the healthy devices of the first full list.
+	IDs []string
 }
 
-// connect waits for a registration and for a first list of n healthy devices.
-func (k *kubelet) connect(ctx context.Context, n int, limit time.Duration) (*plugin, error) {
+// Connect waits for a registration and for a first list of n healthy devices.
+func (k *Kubelet) Connect(ctx context.Context, n int, limit time.Duration) (*Plugin, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var socket string
@@ -85,27 +86,28 @@ func (k *kubelet) connect(ctx context.Context, n int, limit time.Duration) (*plu
 	if err != nil {
 		return nil, err
 	}
-	p := &plugin{conn: conn, DevicePluginClient: dp.NewDevicePluginClient(conn)}
-	stream, err := p.ListAndWatch(context.WithoutCancel(ctx), &dp.Empty{}) // goes on as the kubelet's does, until close
+	p := &Plugin{conn: conn, DevicePluginClient: dp.NewDevicePluginClient(conn)}
+	stream, err := p.ListAndWatch(context.WithoutCancel(ctx), &dp.Empty{}) // goes on as the kubelet's does, until Close
 	if err != nil {
 		return nil, fmt.Errorf("list: %w", err)
 	}
-	for len(p.ids) < n {
+	for len(p.IDs) < n {
 		list, err := stream.Recv()
 		if err != nil {
 			return nil, fmt.Errorf("list: %w", err)
 		}
-		p.ids = p.ids[:0]
+		p.IDs = p.IDs[:0]
 		for _, d := range list.GetDevices() {
 			if d.GetHealth() == dp.Healthy {
-				p.ids = append(p.ids, d.GetID())
+				p.IDs = append(p.IDs, d.GetID())
 			}
 		}
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("%d of %d devices within %v", len(p.ids), n, limit)
+			return nil, fmt.Errorf("%d of %d devices within %v", len(p.IDs), n, limit)
 		}
 	}
 	return p, nil
 }
 
-func (p *plugin) close() { _ = p.conn.Close() }
+// Close ends its connection and its stream.
+func (p *Plugin) Close() { _ = p.conn.Close() }
