@@ -58,6 +58,7 @@ test-unit: ## Test every package, on the real kernel, with -race
 .PHONY: test-e2e
 test-e2e: ## The real kubelet, the whole conformance suite over SPDY, and a few kills of each sort
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -p 1 -timeout 40m ./...
+	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) $(GO) test -trimpath -timeout 10m .
 
 .PHONY: check
 check: ## Formatting, vet, staticcheck, errcheck, errorlint, vulnerabilities, import rules

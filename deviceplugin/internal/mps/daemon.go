@@ -45,7 +45,7 @@ func (s *Supervisor) serve(ctx context.Context, g GPU) error {
 		err = errors.Join(err, kerr)
 	}
 	select {
-	case <-ended:
+	case <-ended: //nolint:errcheck // it was killed: its status says nothing
 	case <-time.After(5 * time.Second): // stuck in the driver
 		return err
 	}
