@@ -14,8 +14,10 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 GPU      := deviceplugin/cmd/berth-gpu
-PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni
-PACKAGES := busybox-static nftables iptables iproute2 conntrack procps util-linux gcc libc6-dev libseccomp-dev pkg-config
+PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi
+# The upstream plugins that berth-cni replaces, each under its own name.
+UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
+PACKAGES := busybox-static nftables iptables iproute2 conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
 
 export GOFLAGS := -mod=readonly
 
@@ -31,8 +33,9 @@ setup: ## Install the Debian packages that builds and tests need
 build: ## Build Berth's programs into bin/
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/ ./$$p; done
+	@mkdir -p $(BIN)/cni $(BIN)/plugins && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
+	@for p in berth $(UPSTREAM); do ln -f $(BIN)/berth-cni $(BIN)/plugins/$$p; done
 	@CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BIN)/ ./$(GPU) # NVML is loaded at run time
-	@mkdir -p $(BIN)/cni && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
 	@cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $(BIN)/ ./testbox ./cmd/registry ./cmd/demo
 	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS) $(GPU))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
 
@@ -69,14 +72,35 @@ conformance-cri: setup build tools ## critest on Berth and on containerd, both i
 	@mkdir -p $(OUT)
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
 
+.PHONY: conformance-cni
+conformance-cni: setup build tools ## The CNI suite on berth-cni and on the upstream plugins, a column for each
+	cd e2e && $(GO) run ./cmd/cni-conform berth=$(BIN)/plugins upstream=$(TOOLS)
+
 .PHONY: bench-cri
 bench-cri: setup build tools ## Berth against containerd + runc and the kernel's floor, interleaved; writes out/bench/cri.json
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
 
+.PHONY: oracle-specs
+oracle-specs: setup build tools ## Collect the OCI specs that critest and the kubelet's tests make anew: shim/test runs them on runc too
+	rm -f shim/test/testdata/specs.json
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_ORACLE_SPECS=1 $(GO) test -count=1 -p 1 ./critest ./kubelet
+
+.PHONY: bench-cni
+bench-cni: setup build tools ## berth-cni against the upstream plugins, interleaved; writes out/bench/cni.json
+	@mkdir -p $(OUT)/bench
+	CGO_ENABLED=0 $(GO) build -o $(OUT)/bench/fill ./cni/test/fill
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_FILL=$(OUT)/bench/fill $(GO) run ./cmd/bench-cni
+
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 125 times and a shim 75 times under load, and both at every failpoint
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./torture
+
+.PHONY: torture-cni
+torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboots without DEL, fuzzing of all input
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 30m -run Torture -v ./cni/test
+	for f in dropin:FuzzParse netconf:FuzzParse netconf:FuzzRequest spec:FuzzDecode hostlocal:FuzzDirectory; do \
+	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s; done
 
 .PHONY: conformance-gpu
 conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults

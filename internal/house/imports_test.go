@@ -46,6 +46,8 @@ func rules() []rule {
 		{path: "shim", own: append(leaves, "proto/shim", "shim/internal"), foreign: []string{sys, specsGo}, ban: []string{http, osExec}},
 		{path: "shim/internal/seccomp/gen"}, // a tool of the developer's: asks `go list`
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
+		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
 
 		// deviceplugin, from the leaves up; inventory, alloc, policy and health are pure
 		{path: "deviceplugin/internal/inventory", ban: []string{osPkg, osExec, http, grpc}},
@@ -80,7 +82,7 @@ func rules() []rule {
 			path: "cri/internal/spec", own: append(leaves, "cri/internal/cgroup"), foreignIsFree: true,
 			ban: []string{osPkg, "net", "time", "math/rand", "io/ioutil", grpc},
 		},
-		{path: "cri/internal/config", foreignIsFree: true, ban: []string{osExec, http}},
+		{path: "cri/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
 		adapter("cri/internal/cgroup"),
 		adapter("cri/internal/cdi"),
 		{path: "cri/internal/ldcache", ban: []string{osPkg, osExec, http, grpc}},
@@ -91,6 +93,29 @@ func rules() []rule {
 		adapter("cri/internal/registry"),
 		adapter("cri/internal/layers"),
 		adapter("cri/internal/image", "cri/internal/layers", "cri/internal/registry"), // the domain of images
+		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
+		{path: "csi/cmd", own: append(leaves, "proto", "csi/internal"), foreignIsFree: true, ban: []string{osExec}},
+		{path: "csi/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
+		{
+			path: "csi/internal/driver", own: append(leaves, "csi/internal/volume", "csi/internal/config"), foreignIsFree: true,
+			ban: []string{osPkg, osExec, http, sys},
+		},
+		{path: "csi/internal/registration", own: []string{"proto/rpc"}, foreignIsFree: true, ban: []string{osExec, http}},
+		{path: "csi/internal/volume", own: append(leaves, "csi/internal/mount"), foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "csi/internal/journal", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "csi/internal/mount", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "csi/internal/loopdev", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "csi/internal/mkfs", own: leaves, ban: []string{http}},
+		{path: "csi/internal/pool", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
+		{
+			path: "csi/internal/loop", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/loopdev", "csi/internal/mkfs"),
+			foreign: []string{sys}, ban: []string{http, osExec},
+		},
+		{
+			path: "csi/internal/btrfs", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount"),
+			foreign: []string{sys}, ban: []string{http, osExec},
+		},
+
 		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup"), foreign: []string{sys}, ban: []string{http}},
 	}
 }
@@ -177,9 +202,14 @@ func TestRulesBite(t *testing.T) {
 		{"shim/internal/oci", osExec, true},
 		{"shim/internal/app", "github.com/sirupsen/logrus", false},
 		{"cni/internal/podnet", http, true},
+		{"cni/internal/podnet", osExec, true},
 		{"deviceplugin/internal/health", osPkg, true},
 		{"deviceplugin/internal/node", grpc, false},
 		{"deviceplugin/internal/alloc", module + "deviceplugin/internal/server", false},
+		{"csi/internal/driver", osPkg, true},
+		{"csi/internal/volume", module + "csi/internal/loop", false},
+		{"csi/internal/loop", module + "csi/internal/btrfs", false},
+		{"csi/internal/btrfs", osExec, true},
 		{"internal/inroot", module + "proto/errs", false},
 		{"proto/errs", "golang.org/x/sys/unix", false},
 		{"proto/shim/v1", grpc + "/codes", false},

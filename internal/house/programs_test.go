@@ -24,6 +24,7 @@ func programs() map[string][]string {
 		"shim/cmd/berth-shim":        slices.DeleteFunc(slices.Clone(small), func(s string) bool { return s == "github.com/" }),
 		"cni/cmd/berth-cni":          small,
 		"deviceplugin/cmd/berth-gpu": {k8s + "/client-go", k8s + "/api", k8s + "/apimachinery"},
+		"csi/cmd/berth-csi":          {},
 	}
 }
 
@@ -90,9 +91,12 @@ func keys(m map[string]bool) func(func(string) bool) {
 func starters() map[string]string {
 	return map[string]string{
 		"cri/internal/shims/shim.go":                       "berth-shim",
+		"cni/internal/delegate/delegate.go":                "an IPAM plugin that is not built in, as the specification says",
+		"cni/internal/iptables/iptables.go":                "iptables-save and iptables-restore, where the configuration asks for iptables",
 		"deviceplugin/internal/mps/daemon.go":              "nvidia-cuda-mps-control, by berth-gpu itself, and to ask it",
-		"deviceplugin/internal/discovery/child/process.go": "berth-gpu itself, to talk to the driver",
 		"shim/internal/seccomp/gen/main.go":                "go list, on a developer's machine",
+		"deviceplugin/internal/discovery/child/process.go": "berth-gpu itself, to talk to the driver",
+		"csi/internal/mkfs/mkfs.go":                        "mkfs.ext4, mkfs.xfs, e2fsck, resize2fs",
 	}
 }
 
@@ -104,8 +108,8 @@ func shells() []string {
 // TestNoShell looks at the code that is installed on a node.
 func TestNoShell(t *testing.T) {
 	fset := token.NewFileSet()
-	for _, file := range sources(t, "cri", "shim", "cni", "deviceplugin", "proto", "internal") {
-		if strings.HasSuffix(file, "_test.go") || below(file, "shim/test") || below(file, "cni/test") {
+	for _, file := range sources(t, "cri", "shim", "cni", "csi", "deviceplugin", "proto", "internal") {
+		if strings.HasSuffix(file, "_test.go") || below(file, "shim/test") || below(file, "cni/test") || below(file, "csi/test") {
 			continue
 		}
 		f, err := parser.ParseFile(fset, filepath.Join(root, file), nil, 0)

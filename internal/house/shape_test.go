@@ -21,7 +21,7 @@ const (
 
 // trees are all Go code of the repository.
 func trees() []string {
-	return []string{"cri", "shim", "cni", "deviceplugin", "proto", "internal", "e2e"}
+	return []string{"cri", "shim", "cni", "csi", "deviceplugin", "proto", "internal", "e2e"}
 }
 
 // banned are names that say nothing about what is inside.

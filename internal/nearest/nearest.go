@@ -1,19 +1,19 @@
-// Package nearest finds the known word that is nearest to an unknown one, for messages that name a way out. It
-// imports nothing.
+// Package nearest finds, for a name that is not known, the known one that was probably meant. It needs the standard
+// library only.
 package nearest
 
-// Word is the one of known with the smallest edit distance to word, the first among equals; "" if there is none.
-func Word(word string, known []string) string {
-	best, dist := "", -1
+// To is the name in known with the smallest Levenshtein distance from name, or "" when known is empty.
+func To(name string, known []string) string {
+	best, dist := "", len(name)+100
 	for _, k := range known {
-		if d := distance(word, k); dist < 0 || d < dist {
+		if d := distance(name, k); d < dist {
 			best, dist = k, d
 		}
 	}
 	return best
 }
 
-// distance is Levenshtein's, of two short strings.
+// distance is the Levenshtein distance of two short strings.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

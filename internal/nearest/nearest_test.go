@@ -1,15 +1,19 @@
-package nearest
+package nearest_test
 
-import "testing"
+import (
+	"testing"
 
-func TestWord(t *testing.T) {
-	known := []string{"resources.name", "resources.replicas", "health.poll_ms"}
-	for word, want := range map[string]string{"resource.replica": "resources.replicas", "health.poll": "health.poll_ms"} {
-		if got := Word(word, known); got != want {
-			t.Errorf("%q: %q, want %q", word, got, want)
+	"github.com/berth-project/berth/internal/nearest"
+)
+
+func TestTo(t *testing.T) {
+	known := []string{"root", "socket", "log_level"}
+	for name, want := range map[string]string{"rot": "root", "sockt": "socket", "loglevel": "log_level", "": "root"} {
+		if got := nearest.To(name, known); got != want {
+			t.Errorf("To(%q) = %q, want %q", name, got, want)
 		}
 	}
-	if Word("x", nil) != "" {
-		t.Error("something is near in nothing")
+	if got := nearest.To("x", nil); got != "" {
+		t.Errorf("nothing is known, got %q", got)
 	}
 }

@@ -55,6 +55,9 @@ func (m *Manager) makeGroup(c *Container, group string) error {
 // bar lets a container not be started any more, and removes the cgroup of one that never was. A start that is under
 // way is waited for.
 func (m *Manager) bar(c *Container) error {
+	if c.State().CRI() == cri.ContainerState_CONTAINER_EXITED {
+		return nil // for good; the cleaning after its end may hold the lock for as long as a hung supervisor is waited for
+	}
 	c.op.Lock()
 	defer c.op.Unlock()
 	c.barred = true

@@ -170,7 +170,7 @@ func unknownKeys(missing *toml.StrictMissingError) error {
 	for _, e := range missing.Errors {
 		key := strings.Join(e.Key(), ".")
 		row, _ := e.Position()
-		all = append(all, fmt.Errorf("line %d: unknown key %q, nearest is %q", row, key, nearest.Word(key, known)))
+		all = append(all, fmt.Errorf("line %d: unknown key %q, nearest is %q", row, key, nearest.To(key, known)))
 	}
 	return errors.Join(all...)
 }
