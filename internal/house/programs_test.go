@@ -20,11 +20,12 @@ var update = flag.Bool("update", false, "write the deps.txt of every program")
 func programs() map[string][]string {
 	small := []string{grpc, http, k8s, "github.com/", "encoding/xml", "crypto/tls"}
 	return map[string][]string{
-		"cri/cmd/berth-cri":          {},
-		"shim/cmd/berth-shim":        slices.DeleteFunc(slices.Clone(small), func(s string) bool { return s == "github.com/" }),
-		"cni/cmd/berth-cni":          small,
-		"deviceplugin/cmd/berth-gpu": {k8s + "/client-go", k8s + "/api", k8s + "/apimachinery"},
-		"csi/cmd/berth-csi":          {},
+		"cri/cmd/berth-cri":              {},
+		"shim/cmd/berth-shim":            slices.DeleteFunc(slices.Clone(small), func(s string) bool { return s == "github.com/" }),
+		"cni/cmd/berth-cni":              small,
+		"deviceplugin/cmd/berth-gpu":     {k8s + "/client-go", k8s + "/api", k8s + "/apimachinery"},
+		"deviceplugin/cmd/berth-gpu-dra": {"github.com/NVIDIA/"},
+		"csi/cmd/berth-csi":              {},
 	}
 }
 

@@ -191,7 +191,7 @@ func build(conf config.Config, o options, log *slog.Logger, level *slog.LevelVar
 			Majors: src.majors, Optional: o.fake != "",
 		},
 		Health: conf.Health.Rules(), Poll: config.Milliseconds(conf.Health.Poll), Forget: config.Milliseconds(conf.Health.Forget),
-		Policy: offer, MPS: d.mps.Reason, Log: log, Now: time.Now,
+		Policy: offer, MPS: d.mps.Reason, Held: d.ledger.Holder, Log: log, Now: time.Now,
 	}, d.source)
 	d.edge = rpc.NewEdge(log, time.Minute, []string{"/v1beta1.DevicePlugin/ListAndWatch"}, nil)
 	d.server = server.New(server.Config{
@@ -199,7 +199,7 @@ func build(conf config.Config, o options, log *slog.Logger, level *slog.LevelVar
 		Annotations: conf.CDI.Annotations, MPSDir: mpsDir(conf), Log: log, Edge: d.edge,
 	}, d.node, d.ledger)
 	d.labels, d.podResources = conf.Labels.File, or(conf.Kubelet.PodResources, filepath.Join(conf.Kubelet.Dir, "pod-resources/kubelet.sock"))
-	d.debug = &debugServer{socket: conf.DebugSocket, address: conf.Metrics, view: d.collect}
+	d.debug = &debugServer{socket: conf.DebugSocket, address: conf.Metrics, view: d.collect, claims: d.serveClaims}
 	d.reload = &reloader{o: o, level: level, log: log, node: d.node}
 	return d, nil
 }

@@ -21,6 +21,7 @@ import (
 type debugServer struct {
 	socket, address string
 	view            func(context.Context) view.View
+	claims          func(*http.ServeMux)
 }
 
 // run serves until ctx ends; without a socket or an address it only waits.
@@ -37,6 +38,7 @@ func (d *debugServer) run(ctx context.Context) error {
 		mux := http.NewServeMux()
 		mux.HandleFunc("GET /metrics", d.metrics)
 		mux.HandleFunc("GET /status", d.status)
+		d.claims(mux)
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
@@ -98,7 +100,7 @@ func (d *daemon) holders(ctx context.Context) ([]view.Holder, error) {
 
 func (d *daemon) collect(ctx context.Context) view.View {
 	v := view.Collect(ctx, d.node, d.server.Status(), d.holders)
-	v.Claims = d.ledger.Claims()
+	v.Claims, v.Given = d.ledger.Claims(), d.ledger.Given()
 	return v
 }
 

@@ -37,7 +37,9 @@ type Config struct {
 	Policy policy.Policy
 	// MPS says why a GPU's MPS daemon does not serve, "" if it does; nil where there are none.
 	MPS func(uuid string) string
-	Log *slog.Logger
+	// Held is the resource claim that has a device, "" if none has; nil where there are none.
+	Held func(uuid string) string
+	Log  *slog.Logger
 	// Now is the clock.
 	Now func() time.Time
 }

@@ -178,8 +178,14 @@ func (n *Node) judge(s *State) {
 	s.Plan = policy.Compile(s.Inventory, p, s.Reasons)
 	for _, r := range s.Plan.Resources {
 		for i := range r.Devices {
-			if d := &r.Devices[i]; r.Rule.Sharing == policy.MPS && d.Reason == "" && n.cfg.MPS != nil {
+			d := &r.Devices[i]
+			if r.Rule.Sharing == policy.MPS && d.Reason == "" && n.cfg.MPS != nil {
 				d.Reason = n.cfg.MPS(d.UUID)
+			}
+			if d.Reason == "" && n.cfg.Held != nil {
+				if c := n.cfg.Held(d.UUID); c != "" {
+					d.Reason = "held by the resource claim " + c
+				}
 			}
 		}
 	}

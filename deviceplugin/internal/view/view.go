@@ -56,7 +56,8 @@ type View struct {
 	Offers    []Offer             `json:"offers"`
 	Unserved  []string            `json:"unserved,omitempty"`
 	Problems  []string            `json:"problems,omitempty"`
-	Claims    map[string][]string `json:"claims,omitempty"`
+	Claims    map[string][]string `json:"claims,omitempty"`    // what resource claims hold, by claim
+	Given     []string            `json:"given,omitempty"`     // what the device plugin has given away
 	NoHolders string              `json:"noHolders,omitempty"` // why the kubelet could not be asked
 }
 
