@@ -16,7 +16,7 @@ BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLA
 PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
-PACKAGES := busybox-static nftables iptables iproute2 conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config
+PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config
 
 export GOFLAGS := -mod=readonly
 
@@ -70,7 +70,9 @@ conformance-cri: setup build tools ## critest on Berth and on containerd, both i
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
 
 .PHONY: conformance-cni
-conformance-cni: setup build tools ## The CNI suite on berth-cni and on the upstream plugins, a column for each
+conformance-cni: setup build tools ## Upstream's own tests on berth-cni, then the CNI suite on both, a column for each
+	cd e2e && $(GO) run ./cmd/cni-upstream $(BIN)/plugins $(TOOLS) $$(cd build/cnitests && $(GO) list -m -f '{{.Dir}}' github.com/containernetworking/plugins)
+	cd e2e && $(GO) run ./cmd/cni-conform -backend iptables berth=$(BIN)/plugins
 	cd e2e && $(GO) run ./cmd/cni-conform berth=$(BIN)/plugins upstream=$(TOOLS)
 
 .PHONY: bench-cri

@@ -17,7 +17,7 @@ build() { # module, cgo, tags, then package=program pairs; a program that ends i
   local start=$SECONDS pair
   for pair in "$@"; do
     local pkg=${pair%%=*} prog=${pair##*=}
-    if [[ $prog == critest ]]; then
+    if [[ $prog == critest || $prog == *.test ]]; then
       (cd "$dir" && CGO_ENABLED=$cgo go test -c -trimpath -ldflags '-s -w' -o "$out/$prog" "$pkg")
     else
       (cd "$dir" && CGO_ENABLED=$cgo go build -trimpath -buildvcs=false -tags "$tags" -ldflags '-s -w' -o "$out/$prog" "$pkg")
@@ -36,6 +36,10 @@ p=github.com/containernetworking/plugins/plugins
 build plugins 0 '' $p/main/bridge=bridge $p/main/ptp=ptp $p/main/loopback=loopback $p/ipam/host-local=host-local \
   $p/ipam/static=static $p/meta/portmap=portmap $p/meta/bandwidth=bandwidth $p/meta/firewall=firewall \
   $p/meta/tuning=tuning github.com/containernetworking/cni/cnitool=cnitool
+t=github.com/containernetworking/plugins
+build cnitests 0 '' $t/integration=cni-integration.test $t/plugins/main/loopback=cni-loopback.test \
+  $t/plugins/meta/portmap=cni-portmap.test $t/plugins/meta/firewall=cni-firewall.test \
+  $t/pkg/testutils/echo/server=cni-echo-server $t/pkg/testutils/echo/client=cni-echo-client
 echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
 [ -e "$out/kubelet" ] || cat "$out/.note"
 build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
