@@ -70,8 +70,9 @@ conformance-cri: setup build tools ## critest on Berth and on containerd, both i
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
 
 .PHONY: conformance-cni
-conformance-cni: setup build tools ## Upstream's own tests on berth-cni, then the CNI suite on both, a column for each
+conformance-cni: setup build tools ## Upstream's own tests and containerd on berth-cni, then the CNI suite on both, a column for each
 	cd e2e && $(GO) run ./cmd/cni-upstream $(BIN)/plugins $(TOOLS) $$(cd build/cnitests && $(GO) list -m -f '{{.Dir}}' github.com/containernetworking/plugins)
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/cni-runtime
 	cd e2e && $(GO) run ./cmd/cni-conform -backend iptables berth=$(BIN)/plugins
 	cd e2e && $(GO) run ./cmd/cni-conform berth=$(BIN)/plugins upstream=$(TOOLS)
 

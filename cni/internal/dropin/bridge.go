@@ -158,7 +158,8 @@ func (b *bridge) attach(c *Call, rec *state.Record, ns *netns.NS) (*spec.Result,
 		return nil, err
 	}
 	r.Interfaces = []spec.Interface{
-		{Name: br.Name, MAC: br.MAC.String()}, {Name: host.Name, MAC: host.MAC.String()},
+		{Name: br.Name, MAC: br.MAC.String()},
+		{Name: host.Name, MAC: host.MAC.String()},
 		{Name: inside.Name, MAC: inside.MAC.String(), Sandbox: c.Netns},
 	}
 	// 3. Rules, before the container can send.
