@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/berth-project/berth/e2e/critest"
@@ -41,12 +42,19 @@ func run(ctx context.Context, lab *harness.Lab) error {
 	if err == nil {
 		_, err = lab.StartRegistry(ctx)
 	}
-	for _, n := range []struct{ name, conflist string }{{"type berth", lab.Conflist()}, {"bridge, host-local, portmap", lab.UpstreamConflist()}} {
+	for _, n := range []struct{ name, conflist string }{{"type berth", lab.Conflist()}, {"bridge, host-local, portmap", withState(lab)}} {
 		if err == nil {
 			err = suite(ctx, lab, n.name, n.conflist)
 		}
 	}
 	return errors.Join(err, harness.Stop(context.WithoutCancel(ctx), lab))
+}
+
+// withState is the upstream plugins' network with their state where the lab's is.
+func withState(lab *harness.Lab) string {
+	state := fmt.Sprintf(`"stateDir": %q, "type": "`, filepath.Join(lab.Run, "cni"))
+	conf := strings.Replace(lab.UpstreamConflist(), `"type": "bridge`, state+"bridge", 1)
+	return strings.Replace(conf, `"type": "portmap`, state+"portmap", 1)
 }
 
 func suite(ctx context.Context, lab *harness.Lab, name, conflist string) error {
