@@ -44,6 +44,7 @@ echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
 [ -e "$out/kubelet" ] || cat "$out/.note"
 build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
 rm -f "$out/.note"
+build kubeproxy 0 '' k8s.io/kubernetes/cmd/kube-proxy=kube-proxy
 
 # Debian's dynamic busybox is the test images' shell: unlike the static one it looks its commands up on the path,
 # which the suite's masked /bin/ls needs. The two packages exclude each other, so this one is only unpacked.
