@@ -10,7 +10,7 @@ export GOFLAGS=-mod=readonly
 build() { # module, cgo, tags, then package=program pairs; a program that ends in .test is a test binary
   local module=$1 cgo=$2 tags=$3; shift 3
   local dir=$here/build/$module hash stamp
-  hash=$( (cat "$dir"/go.mod "$dir"/go.sum; printf '%s\n' "$cgo" "$tags" "$@") | sha256sum | cut -c1-16)
+  hash=$( (cat "$dir"/go.mod "$dir"/go.sum; find "$dir" -maxdepth 1 -name '*.go' -exec cat {} +; printf '%s\n' "$cgo" "$tags" "$@") | sha256sum | cut -c1-16)
   stamp=$out/.$module.$hash
   [ -e "$stamp" ] && return 0
   echo "  building $module (once; $(go env GOVERSION))"
@@ -43,6 +43,9 @@ build cnitests 0 '' $t/integration=cni-integration.test $t/plugins/main/loopback
 echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
 [ -e "$out/kubelet" ] || cat "$out/.note"
 build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
+# The control plane and a kubelet in one program, for the tests that need a cluster: linking it is what takes the time.
+build cluster 0 '' .=cluster
+build csisanity 0 '' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity=csi-sanity
 rm -f "$out/.note"
 build kubeproxy 0 '' k8s.io/kubernetes/cmd/kube-proxy=kube-proxy
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/berth-project/berth/e2e/critest"
 	"github.com/berth-project/berth/e2e/harness"
+	"github.com/berth-project/berth/e2e/ocispecs"
 )
 
 // TestSuite is the whole suite over SPDY, the transport of every kubelet: about a minute. `make conformance-cri`
@@ -37,10 +38,16 @@ func TestSuite(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
+	made := ocispecs.Start(filepath.Join(lab.Dir, "berth"))
 	r, err := critest.Run(ctx, filepath.Join(tools, "critest"), lab.Socket(), dir, critest.SPDY, "")
+	specs, serr := ocispecs.Check(made)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if serr != nil {
+		t.Error(serr)
+	}
+	t.Logf("%d distinct OCI specs, all compared with runc in shim/test", specs)
 	t.Logf("%d passed, %d failed, %d skipped", r.Count("passed"), r.Count("failed"), r.Count("skipped"))
 	for _, why := range critest.Verdict(r, nil) {
 		t.Error(why)

@@ -35,6 +35,8 @@ const (
 	Unauthenticated Class = "unauthenticated"
 	// ResourceExhausted is a full disk, an exhausted range, a limit that was met.
 	ResourceExhausted Class = "resource exhausted"
+	// OutOfRange is a size or an offset beyond what there can be.
+	OutOfRange Class = "out of range"
 	// Aborted is a conflict with another operation; the caller may retry at once.
 	Aborted Class = "aborted"
 	// Unavailable is a peer that does not answer; the caller may retry later.

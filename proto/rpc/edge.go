@@ -143,6 +143,7 @@ var codeOf = map[errs.Class]codes.Code{ // read only
 	errs.PermissionDenied:   codes.PermissionDenied,
 	errs.Unauthenticated:    codes.Unauthenticated,
 	errs.ResourceExhausted:  codes.ResourceExhausted,
+	errs.OutOfRange:         codes.OutOfRange,
 	errs.Aborted:            codes.Aborted,
 	errs.Unavailable:        codes.Unavailable,
 	errs.DeadlineExceeded:   codes.DeadlineExceeded,

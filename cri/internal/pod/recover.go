@@ -117,19 +117,29 @@ func (m *Manager) loadContainers() (map[string]bool, error) {
 			continue
 		}
 		if m.pods[c.PodID] == nil {
-			m.cfg.Log.Warn("container of a pod that is gone is removed", "container", id)
-			if err := m.discardContainer(c); err != nil {
-				m.cfg.Log.Error("container not removed", "container", id, "error", err)
-			}
+			m.dropContainer(c, "container of a pod that is gone is removed")
 			continue
 		}
-		if err := m.loadSpec(c); err != nil && c.State().CRI() != cri.ContainerState_CONTAINER_EXITED {
-			m.cfg.Log.Error("container's spec is lost: it runs, but takes no exec", "container", id, "error", err)
+		if err := m.loadSpec(c); err != nil {
+			switch c.State().CRI() {
+			case cri.ContainerState_CONTAINER_CREATED: // the spec is the last that Create writes
+				m.dropContainer(c, "container whose making was interrupted is removed")
+				continue
+			case cri.ContainerState_CONTAINER_RUNNING:
+				m.cfg.Log.Error("container's spec is lost: it runs, but takes no exec", "container", id, "error", err)
+			}
 		}
 		old[c.ID] = boot != m.cfg.Features.BootID
 		m.containers[c.ID] = c
 	}
 	return old, nil
+}
+
+func (m *Manager) dropContainer(c *Container, why string) {
+	m.cfg.Log.Warn(why, "container", c.ID)
+	if err := m.discardContainer(c); err != nil {
+		m.cfg.Log.Error("container not removed", "container", c.ID, "error", err)
+	}
 }
 
 func (m *Manager) recoverContainers(alive map[string]v1.ContainerState, old map[string]bool) {

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/berth-project/berth/internal/nearest"
 )
 
 // unknownKeys turns the decoder's list of unknown keys into one error each, with the nearest known key.
@@ -16,7 +18,7 @@ func unknownKeys(missing *toml.StrictMissingError) error {
 	for _, e := range missing.Errors {
 		key := strings.Join(e.Key(), ".")
 		row, _ := e.Position()
-		all = append(all, fmt.Errorf("line %d: unknown key %q, nearest is %q", row, key, nearest(key, known)))
+		all = append(all, fmt.Errorf("line %d: unknown key %q, nearest is %q", row, key, nearest.To(key, known)))
 	}
 	return errors.Join(all...)
 }
@@ -34,35 +36,4 @@ func keys(t reflect.Type, prefix string) []string {
 		}
 	}
 	return all
-}
-
-func nearest(key string, known []string) string {
-	best, dist := "", len(key)+100
-	for _, k := range known {
-		if d := distance(key, k); d < dist {
-			best, dist = k, d
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance of two short strings.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diag := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diag
-			if a[i] != b[j] {
-				cost++
-			}
-			diag = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }

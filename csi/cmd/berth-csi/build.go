@@ -1,0 +1,121 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/berth-project/berth/csi/internal/btrfs"
+	"github.com/berth-project/berth/csi/internal/config"
+	"github.com/berth-project/berth/csi/internal/driver"
+	"github.com/berth-project/berth/csi/internal/journal"
+	"github.com/berth-project/berth/csi/internal/loop"
+	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/registration"
+	"github.com/berth-project/berth/csi/internal/volume"
+)
+
+// daemon is the wired program.
+type daemon struct {
+	conf         config.Config
+	log          *slog.Logger
+	journal      *journal.Journal
+	volumes      *volume.Manager
+	driver       *driver.Driver
+	registration *registration.Server
+	debug        *debugServer
+}
+
+// build wires everything and starts nothing. A pool that cannot keep what it promises is refused here.
+func build(conf config.Config, log *slog.Logger) (*daemon, error) {
+	d := &daemon{conf: conf, log: log}
+	if conf.Node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, err
+		}
+		d.conf.Node = strings.ToLower(name)
+	}
+	for _, dir := range []string{conf.Root, conf.State} {
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
+			return nil, err
+		}
+	}
+	j, damaged, err := journal.Open(filepath.Join(conf.Root, "journal"))
+	if err != nil {
+		return nil, err
+	}
+	for _, what := range damaged {
+		log.Error("the journal was damaged; what it lost shows up among the orphans", "what", what)
+	}
+	d.journal = j
+	if err := d.assemble(); err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	return d, nil
+}
+
+func (d *daemon) assemble() error {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	kubelet, err := filepath.EvalSymlinks(d.conf.KubeletDir)
+	if err != nil {
+		return fmt.Errorf("kubelet_dir: %w", err)
+	}
+	if kubelet != d.conf.KubeletDir {
+		return fmt.Errorf("kubelet_dir: %s is a symbolic link: name %s, and in the kubelet's --root-dir too", d.conf.KubeletDir, kubelet)
+	}
+	c := volume.Config{KubeletDir: d.conf.KubeletDir, Boot: strings.TrimSpace(string(boot)), Log: d.log}
+	for _, name := range slices.Sorted(maps.Keys(d.conf.Pools)) {
+		p, err := d.pool(name, d.conf.Pools[name])
+		if err != nil {
+			return fmt.Errorf("pools.%s: %w", name, err)
+		}
+		c.Pools = append(c.Pools, p)
+	}
+	if d.volumes, err = volume.New(c, d.journal); err != nil {
+		return err
+	}
+	d.driver = driver.New(d.volumes, driver.Info{Name: d.conf.Driver, Version: version, Node: d.conf.Node, MaxVolumes: d.conf.MaxVolumes})
+	d.registration = registration.New(d.conf.Driver, d.conf.Socket, d.log)
+	d.debug = newDebugServer(d.conf.DebugSocket, d.volumes)
+	return nil
+}
+
+// pool opens a pool that is configured. Its identity is recorded the first time, so that an unmounted one is told from
+// a new one.
+func (d *daemon) pool(name string, c config.Pool) (volume.Pool, error) {
+	size, serr := config.Bytes(c.Size)
+	free, ferr := config.Bytes(c.KeepFree)
+	if err := errors.Join(serr, ferr); err != nil {
+		return volume.Pool{}, err
+	}
+	key := "pool/" + name
+	known := strings.Trim(string(d.journal.Get(key)), `"`)
+	p, err := pool.Open(c.Path, name, known)
+	if err != nil {
+		return volume.Pool{}, err
+	}
+	if known == "" {
+		if err := d.journal.Put(key, p.ID(), true); err != nil {
+			return volume.Pool{}, err
+		}
+	}
+	out := volume.Pool{
+		Name: name, Path: c.Path, Kind: c.Backend, Size: size, KeepFree: free, Overcommit: c.Overcommit, Inline: c.Ephemeral, Default: c.Default,
+	}
+	switch c.Backend {
+	case "btrfs":
+		out.Backend, err = btrfs.New(p)
+	default: // validated
+		out.Backend, err = loop.New(p)
+	}
+	return out, err
+}

@@ -1,0 +1,243 @@
+// Package config is berth-csi's configuration: one TOML file, parsed strictly, with every default in one place.
+// It must not import any other package of the program.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/berth-project/berth/internal/nearest"
+)
+
+// Config is the whole configuration. The zero value is not valid; start from [Default].
+type Config struct {
+	Driver      string  `toml:"driver" comment:"The CSI driver's name, as in StorageClass.provisioner; also the prefix of its topology key."`
+	Node        string  `toml:"node" comment:"This node's name in Kubernetes; empty: the host's name."`
+	Root        string  `toml:"root" comment:"What survives a reboot: the journal. Volumes are in the pools."`
+	State       string  `toml:"state" comment:"What does not: the failpoints file, the debug socket's directory."`
+	Socket      string  `toml:"socket" comment:"Unix socket on which CSI is served."`
+	Registry    string  `toml:"registration_dir" comment:"The kubelet's plugins_registry; empty: do not register."`
+	KubeletDir  string  `toml:"kubelet_dir" comment:"Staging and target paths must lie below it."`
+	DebugSocket string  `toml:"debug_socket" comment:"Unix socket for Prometheus metrics, the operator's tables and pprof; empty: none."`
+	LogLevel    string  `toml:"log_level" comment:"debug, info, warn or error."`
+	MaxVolumes  int64   `toml:"max_volumes" comment:"Volumes that Kubernetes may place on this node; 0: no limit."`
+	Cluster     Cluster `toml:"cluster"`
+	// Pools are by name, which a StorageClass says in its parameter "pool".
+	Pools map[string]Pool `toml:"pools" comment:"Where volumes are. A StorageClass says the name in its parameter \"pool\"."`
+}
+
+// Cluster is how the provisioning, resize, snapshot and capacity loops reach Kubernetes.
+type Cluster struct {
+	Enabled    bool    `toml:"enabled" comment:"Run the loops; false: sidecars do, or nobody."`
+	Kubeconfig string  `toml:"kubeconfig" comment:"Empty: the pod's service account."`
+	QPS        float32 `toml:"qps" comment:"Requests per second to the API server."`
+	Burst      int     `toml:"burst"`
+	Workers    int     `toml:"workers" comment:"Claims handled at once."`
+	Namespace  string  `toml:"namespace" comment:"Where CSIStorageCapacity objects are made."`
+	OrphanAge  string  `toml:"orphan_after" comment:"A volume without a PersistentVolume for so long (Go duration) is reported as an orphan."`
+}
+
+// Pool is one directory, or one file system, that volumes are made in.
+type Pool struct {
+	Backend    string  `toml:"backend" comment:"loop or btrfs."`
+	Path       string  `toml:"path" comment:"A directory; its file system must stay mounted."`
+	Size       string  `toml:"size" comment:"What may be promised in all, like 100Gi; empty: the file system's size less keep_free."`
+	KeepFree   string  `toml:"keep_free" comment:"What is left free of the file system for others."`
+	Overcommit float64 `toml:"overcommit" comment:"How often size may be promised; above 1 volumes are sparse and may meet a full pool."`
+	Ephemeral  bool    `toml:"ephemeral" comment:"Pods may ask for inline volumes here."`
+	Default    bool    `toml:"default" comment:"The pool of a StorageClass that names none."`
+}
+
+// Default is the configuration of an empty file, but for the pools: there is none.
+func Default() Config {
+	return Config{
+		Driver: "csi.berth.dev", Root: "/var/lib/berth-csi", State: "/run/berth-csi",
+		Socket: "/var/lib/kubelet/plugins/csi.berth.dev/csi.sock", Registry: "/var/lib/kubelet/plugins_registry",
+		KubeletDir: "/var/lib/kubelet", DebugSocket: "/run/berth-csi/debug.sock", LogLevel: "info",
+		Cluster: Cluster{QPS: 200, Burst: 400, Workers: 64, Namespace: "kube-system", OrphanAge: "24h"},
+		Pools:   map[string]Pool{},
+	}
+}
+
+// Example is Default with one pool, as it is printed for an operator to change.
+func Example() Config {
+	c := Default()
+	c.Pools["local"] = Pool{Backend: "loop", Path: "/var/lib/berth-csi/local", Overcommit: 1, KeepFree: "1Gi", Default: true}
+	return c
+}
+
+// Load reads path over the defaults.
+func Load(path string) (Config, error) {
+	b, err := os.ReadFile(path) //nolint:gosec // the operator's own choice
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := Parse(b)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Parse reads TOML over the defaults and validates the result. An unknown key is an error that names the nearest
+// known one.
+func Parse(b []byte) (Config, error) {
+	c := Default()
+	d := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		var unknown *toml.StrictMissingError
+		if errors.As(err, &unknown) {
+			return Config{}, unknownKeys(unknown)
+		}
+		var syntax *toml.DecodeError
+		if errors.As(err, &syntax) {
+			row, col := syntax.Position()
+			return Config{}, fmt.Errorf("line %d, column %d: %w", row, col, err)
+		}
+		return Config{}, err
+	}
+	for name, p := range c.Pools {
+		if p.Overcommit == 0 {
+			p.Overcommit = 1
+		}
+		c.Pools[name] = p
+	}
+	return c, c.Validate()
+}
+
+// unknownKeys turns the decoder's list into one error each. A pool's name is the operator's.
+func unknownKeys(missing *toml.StrictMissingError) error {
+	var all []error
+	for _, e := range missing.Errors {
+		key := e.Key()
+		row, _ := e.Position()
+		known, shown := keys(reflect.TypeFor[Config](), ""), strings.Join(key, ".")
+		if len(key) > 2 && key[0] == "pools" {
+			known = keys(reflect.TypeFor[Pool](), "pools."+key[1]+".")
+		}
+		all = append(all, fmt.Errorf("line %d: unknown key %q, nearest is %q", row, shown, nearest.To(shown, known)))
+	}
+	return errors.Join(all...)
+}
+
+func keys(t reflect.Type, prefix string) []string {
+	var all []string
+	for i := range t.NumField() {
+		name := t.Field(i).Tag.Get("toml")
+		all = append(all, prefix+name)
+		if ft := t.Field(i).Type; ft.Kind() == reflect.Struct {
+			all = append(all, keys(ft, prefix+name+".")...)
+		}
+	}
+	return all
+}
+
+// Text is the configuration as a commented TOML file.
+func (c Config) Text() (string, error) {
+	b, err := toml.Marshal(c)
+	return string(b), err
+}
+
+var (
+	driverName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`) // CSI: domain name notation, at most 63
+	poolName   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+)
+
+// Validate says everything that is wrong at once.
+func (c Config) Validate() error {
+	var all []error
+	bad := func(key, format string, args ...any) {
+		all = append(all, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+	}
+	for _, p := range []struct{ key, path string }{
+		{"root", c.Root},
+		{"state", c.State},
+		{"socket", c.Socket},
+		{"kubelet_dir", c.KubeletDir},
+		{"registration_dir", c.Registry},
+		{"debug_socket", c.DebugSocket},
+	} {
+		if !filepath.IsAbs(p.path) && (p.path != "" || p.key != "registration_dir" && p.key != "debug_socket") {
+			bad(p.key, "%q is not an absolute path", p.path)
+		}
+	}
+	for key, path := range map[string]string{"socket": c.Socket, "debug_socket": c.DebugSocket} {
+		if len(path) > 107 {
+			bad(key, "%d bytes, a Unix socket path holds 107", len(path))
+		}
+	}
+	if !driverName.MatchString(c.Driver) {
+		bad("driver", "%q is no domain name of at most 63 small letters, digits, dots and dashes", c.Driver)
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
+		bad("log_level", "%q, want debug, info, warn or error", c.LogLevel)
+	}
+	if len(c.Pools) == 0 {
+		bad("pools", "there is none: add a table [pools.NAME] with backend and path")
+	}
+	defaults := 0
+	for name, p := range c.Pools {
+		all = append(all, p.validate(name)...)
+		if p.Default {
+			defaults++
+		}
+	}
+	if defaults > 1 {
+		bad("pools", "%d say default = true, at most one may", defaults)
+	}
+	return errors.Join(all...)
+}
+
+// Backends are the backends there are.
+func Backends() []string { return []string{"loop", "btrfs"} }
+
+func (p Pool) validate(name string) (all []error) {
+	bad := func(key, format string, args ...any) {
+		all = append(all, fmt.Errorf("pools.%s.%s: %s", name, key, fmt.Sprintf(format, args...)))
+	}
+	if !poolName.MatchString(name) {
+		all = append(all, fmt.Errorf("pools: %q is no name of at most 32 small letters, digits and dashes", name))
+	}
+	if !slices.Contains(Backends(), p.Backend) {
+		bad("backend", "%q, want one of %s", p.Backend, strings.Join(Backends(), ", "))
+	}
+	if !filepath.IsAbs(p.Path) || filepath.Clean(p.Path) == "/" {
+		bad("path", "%q is not an absolute path below /", p.Path)
+	}
+	for key, text := range map[string]string{"size": p.Size, "keep_free": p.KeepFree} {
+		if _, err := Bytes(text); err != nil {
+			bad(key, "%v", err)
+		}
+	}
+	if p.Overcommit < 1 || p.Overcommit > 100 {
+		bad("overcommit", "%g, want 1 to 100", p.Overcommit)
+	}
+	return all
+}
+
+// Bytes reads a size like 512, 100Mi or 2Ti; an empty one is 0.
+func Bytes(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	digits, shift := text, 0
+	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti", "Pi"} {
+		if d, ok := strings.CutSuffix(text, unit); ok {
+			digits, shift = d, 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > (1<<62)>>shift {
+		return 0, fmt.Errorf("%q is no size: want a number, or one followed by Ki, Mi, Gi, Ti or Pi", text)
+	}
+	return n << shift, nil
+}

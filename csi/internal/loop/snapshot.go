@@ -1,0 +1,250 @@
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/volume"
+	"github.com/berth-project/berth/internal/failpoint"
+	"github.com/berth-project/berth/proto/errs"
+)
+
+// linux/fs.h; the kernel takes no argument for either.
+const (
+	fiFreeze = 0xC0045877
+	fiThaw   = 0xC0045878
+)
+
+var (
+	afterFreeze   = failpoint.New("csi.loop.after_freeze")
+	afterReflink  = failpoint.New("csi.loop.after_reflink")
+	afterSnapshot = failpoint.New("csi.loop.after_snapshot")
+)
+
+// copyFrom gives f the content of a source: by reflink, or by copying what is not a hole.
+func (b *Backend) copyFrom(ctx context.Context, d *pool.Dir, f *os.File, s volume.Source) error {
+	name := file(pool.Snapshots, s.Snapshot)
+	if s.Volume != "" {
+		name = file(pool.Volumes, s.Volume)
+	}
+	src, err := d.Beneath(name, unix.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return errs.NotFound.Errorf("the source's file %s: %w", name, err)
+	}
+	defer src.Close() //nolint:errcheck // read only
+	return b.duplicate(ctx, f, src)
+}
+
+func (b *Backend) duplicate(ctx context.Context, to, from *os.File) error {
+	if b.reflink {
+		if err := b.sameCOW(to, from); err != nil {
+			return err
+		}
+		return unix.IoctlFileClone(int(to.Fd()), int(from.Fd()))
+	}
+	return copyData(ctx, to, from)
+}
+
+// sameCOW: btrfs clones only between files that agree on copying on write.
+func (b *Backend) sameCOW(to, from *os.File) error {
+	flags, err := unix.IoctlGetInt(int(from.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil || flags&noCOWFlag == 0 {
+		return nil //nolint:nilerr // a file system without flags has no such difference
+	}
+	return b.noCOW(to)
+}
+
+// copyData copies the parts of a file that hold data and gives the copy the same size.
+func copyData(ctx context.Context, to, from *os.File) error {
+	fi, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	if err := retryInterrupted(func() error { return unix.Fallocate(int(to.Fd()), 0, 0, fi.Size()) }); err != nil {
+		return err
+	}
+	const slice = 16 << 20
+	for at := int64(0); at < fi.Size(); {
+		start, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // only a hole is left
+		}
+		if err != nil {
+			return fmt.Errorf("seek: %w", err)
+		}
+		end, err := unix.Seek(int(from.Fd()), start, unix.SEEK_HOLE)
+		if err != nil {
+			return fmt.Errorf("seek: %w", err)
+		}
+		for at = start; at < end; {
+			n, err := io.Copy(io.NewOffsetWriter(to, at), io.NewSectionReader(from, at, min(slice, end-at)))
+			if err = errors.Join(err, ctx.Err()); err != nil {
+				return err
+			}
+			at += n
+		}
+	}
+	return nil
+}
+
+// Snapshot implements volume.Snapshots: every file system in use is frozen (FIFREEZE), every file is cloned, every
+// file system thawed. What is not in use is at rest anyway. A raw block device in use is cloned at one moment, as
+// FICLONE locks the file, but two of them are not, so more than one is refused.
+func (b *Backend) Snapshot(ctx context.Context, all []volume.SnapshotSpec) (err error) {
+	d, err := b.pool.Dir()
+	if err != nil {
+		return err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
+	todo, err := b.missing(d, all)
+	if err != nil || len(todo) == 0 {
+		return err
+	}
+	used, block := 0, 0
+	for _, s := range todo {
+		if s.InUse {
+			used++
+			if s.Volume.Block {
+				block++
+			}
+		}
+	}
+	if used > 0 && !b.reflink {
+		return errs.FailedPrecondition.Errorf("the pool at %s has no reflinks, so a volume in use cannot be snapshotted: end the pods that use it, or use a pool on xfs or btrfs", b.pool.Path())
+	}
+	if block > 0 && used > 1 {
+		return errs.FailedPrecondition.Errorf("raw block volumes in use cannot be frozen, so a snapshot of %d volumes would not be of one moment: end the pods that use them", used)
+	}
+	thaw, err := freeze(todo)
+	if err == nil {
+		err = afterFreeze.Hit()
+	}
+	for _, s := range todo {
+		if err == nil {
+			err = b.snapshot(ctx, d, s)
+		}
+	}
+	if err = errors.Join(err, thaw()); err == nil {
+		err = b.publish(d, todo)
+	}
+	if err != nil {
+		for _, s := range todo {
+			err = errors.Join(err, d.Discard(file(pool.Building, s.ID)), d.Discard(file(pool.Snapshots, s.ID)))
+		}
+	}
+	return pool.Full(err)
+}
+
+// missing are those that are not there yet. Of several, either all are there or none counts: a killed Snapshot may
+// have renamed some, and those that are left now would be of another moment.
+func (b *Backend) missing(d *pool.Dir, all []volume.SnapshotSpec) ([]volume.SnapshotSpec, error) {
+	complete := true
+	for _, s := range all {
+		there, err := d.Exists(file(pool.Snapshots, s.ID))
+		if err != nil {
+			return nil, err
+		}
+		complete = complete && there
+	}
+	if complete {
+		return nil, nil
+	}
+	for _, s := range all {
+		if err := errors.Join(d.Discard(file(pool.Snapshots, s.ID)), d.Discard(file(pool.Building, s.ID))); err != nil {
+			return nil, pool.Full(err)
+		}
+	}
+	return all, nil
+}
+
+func freeze(all []volume.SnapshotSpec) (thaw func() error, err error) {
+	var frozen []*os.File
+	thaw = func() (err error) {
+		for _, f := range frozen {
+			err = errors.Join(err, ioctl(f, fiThaw), f.Close())
+		}
+		return err
+	}
+	for _, s := range all {
+		if s.Mounted == nil {
+			continue
+		}
+		f, err := openDir(s.Mounted)
+		if err != nil {
+			return thaw, err
+		}
+		if err := ioctl(f, fiFreeze); err != nil {
+			return thaw, errors.Join(errs.Aborted.Errorf("volume %s cannot be frozen: %w", s.Volume.ID, err), f.Close())
+		}
+		frozen = append(frozen, f)
+	}
+	return thaw, nil
+}
+
+func ioctl(f *os.File, cmd uint) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(cmd), 0); errno != 0 {
+		return &os.PathError{Op: "ioctl", Path: f.Name(), Err: errno}
+	}
+	return nil
+}
+
+func (b *Backend) snapshot(ctx context.Context, d *pool.Dir, s volume.SnapshotSpec) error {
+	src, err := d.Beneath(file(pool.Volumes, s.Volume.ID), unix.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return errs.NotFound.Errorf("the file of volume %s: %w", s.Volume.ID, err)
+	}
+	defer src.Close() //nolint:errcheck // read only
+	f, err := d.Beneath(file(pool.Building, s.ID), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.duplicate(ctx, f, src), afterReflink.Hit(), f.Close())
+}
+
+// publish makes complete snapshots durable and visible, after the thaw: a sync may take long.
+func (b *Backend) publish(d *pool.Dir, all []volume.SnapshotSpec) error {
+	for _, s := range all {
+		f, err := d.Beneath(file(pool.Building, s.ID), unix.O_RDWR|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	for _, s := range all {
+		if err := d.Rename(file(pool.Building, s.ID), file(pool.Snapshots, s.ID), true); err != nil {
+			return err
+		}
+	}
+	return afterSnapshot.Hit()
+}
+
+// RemoveSnapshot implements volume.Snapshots.
+func (b *Backend) RemoveSnapshot(_ context.Context, id string) error {
+	d, err := b.pool.Dir()
+	if err != nil {
+		return err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
+	return pool.Full(errors.Join(d.Discard(file(pool.Snapshots, id)), d.Discard(file(pool.Building, id))))
+}
+
+// Thaw implements volume.Snapshots.
+func (b *Backend) Thaw(_ context.Context, mounted *os.File) error {
+	f, err := openDir(mounted)
+	if err != nil {
+		return err
+	}
+	defer f.Close()                                                          //nolint:errcheck // only ioctls
+	if err := ioctl(f, fiThaw); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: is not frozen
+		return err
+	}
+	return nil
+}

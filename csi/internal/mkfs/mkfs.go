@@ -1,0 +1,140 @@
+// Package mkfs makes and repairs file systems with the programs of e2fsprogs and xfsprogs, which know their formats
+// better than we ever would. It is the only package of berth-csi that starts programs, always without a shell, always
+// on an open file that it hands down, and it formats only what its caller has just made: see [New].
+package mkfs
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/berth-project/berth/proto/errs"
+)
+
+// MinSize is the smallest size of a file system in bytes: ext4 needs room for a journal, xfsprogs refuses less than
+// 300 MiB since 5.19.
+func MinSize(fstype string) int64 {
+	if fstype == "xfs" {
+		return 300 << 20
+	}
+	return 8 << 20
+}
+
+// Types are the file systems that can be made.
+func Types() []string { return []string{"ext4", "xfs"} }
+
+// Missing names the programs that are needed for a file system and not installed.
+func Missing(fstype string) []string {
+	need := map[string][]string{"ext4": {"mkfs.ext4", "e2fsck", "resize2fs"}, "xfs": {"mkfs.xfs"}}
+	var missing []string
+	for _, p := range need[fstype] {
+		if _, err := exec.LookPath(p); err != nil {
+			missing = append(missing, p)
+		}
+	}
+	return missing
+}
+
+// New makes a file system in a file that the caller has made, whose every byte reads as zero and that nobody else
+// knows. Nothing is discarded, which would punch holes into a thick file, and nothing is zeroed again.
+func New(ctx context.Context, fstype string, file *os.File) error {
+	var first [64 << 10]byte
+	if _, err := file.ReadAt(first[:], 0); err != nil {
+		return err
+	}
+	if len(bytes.Trim(first[:], "\x00")) > 0 { // a broken invariant of ours: rather fail than format
+		return errs.Internal.Errorf("%s is not empty, it is not formatted", file.Name())
+	}
+	const self = "/proc/self/fd/3"
+	switch fstype {
+	case "ext4":
+		return run(ctx, file, 0, "mkfs.ext4", "-F", "-q", "-b", "4096", "-m", "0", "-E",
+			"nodiscard,lazy_itable_init=1,lazy_journal_init=1,assume_storage_prezeroed=1", self)
+	case "xfs":
+		return run(ctx, file, 0, "mkfs.xfs", "-q", "-K", "-f", "-s", "size=4096", self)
+	}
+	return errs.InvalidArgument.Errorf("fs_type %q: want ext4 or xfs", fstype)
+}
+
+// Repair brings an ext4 that the kernel has marked as having errors into order, as far as e2fsck does so without
+// asking. A file system that is well is not touched. xfs recovers from its log when it is mounted, and nobody runs
+// xfs_repair for the operator.
+func Repair(ctx context.Context, fstype string, file *os.File) error {
+	if fstype != "ext4" {
+		return nil
+	}
+	super, err := readSuper(file)
+	if err != nil {
+		return err
+	}
+	if binary.LittleEndian.Uint16(super[0x3A:])&2 == 0 { // EXT4_ERROR_FS
+		return nil
+	}
+	return run(ctx, file, 1, "e2fsck", "-p", "/proc/self/fd/3") // exit code 1: errors were corrected
+}
+
+// readSuper reads the superblock of an ext4 (Documentation/filesystems/ext4/super.rst).
+func readSuper(file *os.File) (super [1024]byte, err error) {
+	if _, err := file.ReadAt(super[:], 1024); err != nil {
+		return super, err
+	}
+	if binary.LittleEndian.Uint16(super[0x38:]) != 0xEF53 {
+		return super, errs.Internal.Errorf("%s holds no ext4: its data is damaged; restore it, nothing is formatted", file.Name())
+	}
+	return super, nil
+}
+
+// Ext4Size is the size of the ext4 in a file or on a device, in bytes.
+func Ext4Size(file *os.File) (int64, error) {
+	super, err := readSuper(file)
+	if err != nil {
+		return 0, err
+	}
+	blocks := int64(binary.LittleEndian.Uint32(super[0x4:])) | int64(binary.LittleEndian.Uint32(super[0x150:]))<<32
+	return blocks << (10 + binary.LittleEndian.Uint32(super[0x18:])), nil
+}
+
+// Slack is by how much an ext4 may be smaller than its volume without being grown, in bytes: the last block group must
+// hold its own tables, else it is left out.
+const Slack = 4 << 20
+
+// Grow makes an ext4 that is not mounted as large as size says, if it is smaller by more than Slack. A mounted one
+// could be grown by an ioctl, which the kernel allows to CAP_SYS_RESOURCE only; xfs can only be grown mounted.
+func Grow(ctx context.Context, fstype string, file *os.File, size int64) error {
+	if fstype != "ext4" {
+		return nil
+	}
+	have, err := Ext4Size(file)
+	if err != nil || have+Slack > size {
+		return err
+	}
+	if err := run(ctx, file, 1, "e2fsck", "-f", "-p", "/proc/self/fd/3"); err != nil {
+		return err
+	}
+	return run(ctx, file, 0, "resize2fs", "/proc/self/fd/3", fmt.Sprintf("%dK", size/4096*4))
+}
+
+// run starts a program with the file as descriptor 3; a code above most is an error with what it wrote.
+func run(ctx context.Context, file *os.File, most int, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.ExtraFiles = []*os.File{file}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() >= 0 && exit.ExitCode() <= most {
+		return nil
+	}
+	if errors.Is(err, exec.ErrNotFound) {
+		return errs.FailedPrecondition.Errorf("%s is not installed on this node: install e2fsprogs or xfsprogs", name)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("%s: %w: %s", name, err, strings.Join(strings.Fields(out.String()), " ")), ctx.Err())
+	}
+	return nil
+}

@@ -1,0 +1,363 @@
+package test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+var program string // the berth-csi under test
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv("BERTH_CSI_TENANT"); role != "" {
+		os.Exit(tenant(role, os.Args[1:]))
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "berth-csi-bin-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // best effort
+	program = dir + "/berth-csi"
+	if out, err := exec.Command("go", "build", "-o", program, "../cmd/berth-csi").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "%v: %s\n", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// kind is a pool to test on.
+type kind struct {
+	name, backend, fs string // fs: what the pool is on; "": the directory of the test
+}
+
+func kinds() []kind {
+	return []kind{{"loop", "loop", ""}, {"loop-xfs", "loop", "xfs"}, {"btrfs", "btrfs", "btrfs"}}
+}
+
+// each runs a test on every kind of pool.
+func each(t *testing.T, run func(t *testing.T, k kind)) {
+	for _, k := range kinds() {
+		t.Run(k.name, func(t *testing.T) { run(t, k) })
+	}
+}
+
+// lab is one driver with its pools and directories.
+type lab struct {
+	t    *testing.T
+	dir  string
+	kind kind
+	conf string
+	mnt  string // where the pool's file system is, "" if it is the directory's
+	cmd  *exec.Cmd
+	done chan struct{}
+	conn *grpc.ClientConn
+
+	csi.ControllerClient
+	csi.NodeClient
+	csi.GroupControllerClient
+}
+
+var labs atomic.Int32
+
+// newLab makes a lab, starts the driver, and checks at the test's end that nothing is left. size is the pool's.
+func newLab(t *testing.T, k kind, size int64, more string) *lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("these tests mount: run them as root")
+	}
+	dir, err := os.MkdirTemp("", fmt.Sprintf("berth-csi-%d-", labs.Add(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{t: t, dir: dir, kind: k}
+	t.Cleanup(l.end)
+	pool := dir + "/pool"
+	for _, d := range []string{pool, dir + "/kubelet", dir + "/state", dir + "/root"} {
+		l.ok(os.Mkdir(d, 0o700))
+	}
+	if k.fs != "" {
+		image := dir + "/pool.img"
+		l.ok(os.WriteFile(image, nil, 0o600))
+		l.ok(os.Truncate(image, max(size, 400<<20)))
+		l.command("mkfs."+k.fs, "-q", image)
+		l.mnt = pool
+		l.mountPool()
+		pool += "/p"
+	}
+	text := fmt.Sprintf("root=%q\nstate=%q\nsocket=%q\nregistration_dir=''\nkubelet_dir=%q\ndebug_socket=%q\nlog_level='debug'\nnode='n1'\n[pools.p]\nbackend=%q\npath=%q\ndefault=true\nephemeral=true\n",
+		dir+"/root", dir+"/state", dir+"/csi.sock", dir+"/kubelet", dir+"/debug.sock", k.backend, pool)
+	if k.fs == "" {
+		text += fmt.Sprintf("size='%d'\n", size)
+	}
+	l.conf = dir + "/csi.toml"
+	l.ok(os.WriteFile(l.conf, []byte(text+more), 0o600))
+	l.start("")
+	return l
+}
+
+func (l *lab) mountPool() { l.command("mount", "-o", "loop", l.dir+"/pool.img", l.mnt) }
+
+func (l *lab) ok(err error) {
+	l.t.Helper()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) command(name string, args ...string) string {
+	l.t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		l.t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// start runs the driver, with failpoints armed, and waits until it answers or has ended.
+func (l *lab) start(fail string) bool {
+	l.t.Helper()
+	log, err := os.OpenFile(l.dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	l.ok(err)
+	l.cmd = exec.Command(program, "--config", l.conf)
+	l.cmd.Stdout, l.cmd.Stderr = log, log
+	l.cmd.Env = append(os.Environ(), "BERTH_FAIL="+fail)
+	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	l.ok(l.cmd.Start())
+	l.ok(log.Close())
+	l.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) { _ = cmd.Wait(); close(done) }(l.cmd, l.done)
+	if l.conn == nil {
+		l.conn, err = grpc.NewClient("unix://"+l.dir+"/csi.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
+		l.ok(err)
+		l.ControllerClient, l.NodeClient, l.GroupControllerClient = csi.NewControllerClient(l.conn), csi.NewNodeClient(l.conn), csi.NewGroupControllerClient(l.conn)
+	}
+	for range 1000 {
+		if c, err := net.Dial("unix", l.dir+"/csi.sock"); err == nil {
+			l.ok(c.Close())
+			l.conn.ResetConnectBackoff()
+			return true
+		}
+		select {
+		case <-l.done:
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	l.t.Fatalf("the driver does not answer:\n%s", l.tail())
+	return false
+}
+
+func (l *lab) stop() {
+	_ = l.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-l.done:
+	case <-time.After(15 * time.Second):
+		_ = l.cmd.Process.Kill()
+		<-l.done
+		l.t.Errorf("the driver does not stop:\n%s", l.tail())
+	}
+}
+
+func (l *lab) kill() {
+	_ = l.cmd.Process.Kill()
+	<-l.done
+}
+
+func (l *lab) tail() string {
+	b, _ := os.ReadFile(l.dir + "/log")
+	lines := strings.Split(string(b), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "\n")
+}
+
+// end stops the driver and looks for what is left.
+func (l *lab) end() {
+	if l.cmd != nil {
+		l.stop()
+	}
+	if l.conn != nil {
+		_ = l.conn.Close()
+	}
+	if l.t.Failed() {
+		l.t.Logf("the end of the driver's log:\n%s", l.tail())
+	}
+	for _, m := range l.mounts() {
+		if m != l.mnt && !l.t.Failed() {
+			l.t.Errorf("left behind: mount %s", m)
+		}
+	}
+	for _, m := range slices.Backward(l.mounts()) {
+		_ = unix.Unmount(m, unix.MNT_DETACH)
+	}
+	for range 100 { // a loop device ends a moment after its mount
+		if len(l.loops()) == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, d := range l.loops() {
+		l.t.Errorf("left behind: loop device %s", d)
+		_ = exec.Command("losetup", "-d", strings.Fields(d)[0]).Run()
+	}
+	if err := os.RemoveAll(l.dir); err != nil {
+		l.t.Errorf("left behind: %v", err)
+	}
+}
+
+func (l *lab) mounts() (all []string) {
+	b, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); strings.HasPrefix(f[4], l.dir+"/") {
+			all = append(all, f[4])
+		}
+	}
+	return all
+}
+
+func (l *lab) loops() (all []string) {
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), l.dir+"/") {
+			all = append(all, "/dev/"+strings.Split(f, "/")[3]+" "+strings.TrimSpace(string(b)))
+		}
+	}
+	return all
+}
+
+func (l *lab) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	l.t.Cleanup(cancel)
+	return ctx
+}
+
+// code checks an error's code and that its text has a word.
+func code(t *testing.T, err error, want codes.Code, word string) {
+	t.Helper()
+	if status.Code(err) != want || !strings.Contains(fmt.Sprint(err), word) {
+		t.Errorf("got %v, want %s with %q in it", err, want, word)
+	}
+}
+
+func mounted(fstype string) *csi.VolumeCapability {
+	return &csi.VolumeCapability{
+		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fstype}},
+		AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER},
+	}
+}
+
+func block() *csi.VolumeCapability {
+	c := mounted("")
+	c.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
+	return c
+}
+
+func (l *lab) create(name string, size int64, c *csi.VolumeCapability, from *csi.VolumeContentSource) (*csi.Volume, error) {
+	r, err := l.CreateVolume(l.ctx(), &csi.CreateVolumeRequest{
+		Name: name, CapacityRange: &csi.CapacityRange{RequiredBytes: size}, VolumeCapabilities: []*csi.VolumeCapability{c}, VolumeContentSource: from,
+	})
+	return r.GetVolume(), err
+}
+
+func (l *lab) must(name string, size int64, c *csi.VolumeCapability) string {
+	l.t.Helper()
+	v, err := l.create(name, size, c, nil)
+	l.ok(err)
+	return v.GetVolumeId()
+}
+
+func (l *lab) staging(id string) string   { return l.dir + "/kubelet/staging-" + id }
+func (l *lab) target(id, n string) string { return l.dir + "/kubelet/target-" + id + n }
+
+func (l *lab) stage(id string, c *csi.VolumeCapability) error {
+	if err := os.Mkdir(l.staging(id), 0o700); err != nil && !os.IsExist(err) {
+		return err
+	}
+	_, err := l.NodeStageVolume(l.ctx(), &csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: l.staging(id), VolumeCapability: c})
+	return err
+}
+
+func (l *lab) publish(id, n string, c *csi.VolumeCapability, readOnly bool) error {
+	_, err := l.NodePublishVolume(l.ctx(), &csi.NodePublishVolumeRequest{
+		VolumeId: id, StagingTargetPath: l.staging(id), TargetPath: l.target(id, n), VolumeCapability: c, Readonly: readOnly,
+	})
+	return err
+}
+
+func (l *lab) unpublish(id, n string) error {
+	_, err := l.NodeUnpublishVolume(l.ctx(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: l.target(id, n)})
+	return err
+}
+
+func (l *lab) unstage(id string) error {
+	_, err := l.NodeUnstageVolume(l.ctx(), &csi.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: l.staging(id)})
+	return err
+}
+
+func (l *lab) remove(id string) error {
+	_, err := l.DeleteVolume(l.ctx(), &csi.DeleteVolumeRequest{VolumeId: id})
+	return err
+}
+
+// up stages and publishes.
+func (l *lab) up(id string, c *csi.VolumeCapability) string {
+	l.t.Helper()
+	l.ok(l.stage(id, c))
+	l.ok(l.publish(id, "", c, false))
+	return l.target(id, "")
+}
+
+// down is the end of a volume in use.
+func (l *lab) down(id string) {
+	l.t.Helper()
+	l.ok(l.unpublish(id, ""))
+	l.ok(l.unstage(id))
+}
+
+// empty proves that all storage is gone: no volume, no snapshot, no orphan, nothing in the trash.
+func (l *lab) empty() {
+	l.t.Helper()
+	for _, sub := range []string{"volumes", "snapshots", "building", "trash"} {
+		var names []os.DirEntry
+		for range 100 {
+			names, _ = os.ReadDir(l.poolDir() + "/" + sub)
+			if len(names) == 0 {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		for _, n := range names {
+			l.t.Errorf("left in the pool: %s/%s", sub, n.Name())
+		}
+	}
+	out, err := exec.Command(program, "--config", l.conf, "orphans").CombinedOutput()
+	if err != nil || strings.Count(string(out), "\n") != 1 {
+		l.t.Errorf("orphans: %v: %s", err, out)
+	}
+}
+
+func (l *lab) poolDir() string {
+	if l.kind.fs == "" {
+		return l.dir + "/pool"
+	}
+	return l.dir + "/pool/p"
+}
