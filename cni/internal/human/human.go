@@ -117,30 +117,35 @@ func doctor(dir string, out io.Writer) error {
 	}
 	defer route.Close() //nolint:errcheck // read only
 	for _, r := range records {
-		name := fmt.Sprintf("%s/%s %.12s %v", r.Namespace, r.PodName, r.ContainerID, r.Addrs())
-		var err error
-		link := r.Pod.Link
-		if link == "" {
-			link = r.Witness
-		}
-		if link != "" {
-			_, err = route.Query("look up "+link, rtnl.GetLink(link))
-		}
-		say(!errors.Is(err, unix.ENODEV), "link of "+name, "its network namespace is gone and DEL never came; STATUS collects it")
-		if r.IPTables != nil {
-			missing, err := iptables.Missing(r.IPTables)
-			say(err == nil && len(missing) == 0, "rules of "+name, fmt.Sprintf("%v %v: delete the attachment and make it again", missing, err))
-			continue
-		}
-		for _, e := range ruleset.Elements(r.Pod) {
-			if ok, err := rules.Has(ruleset.Table(), e); err != nil || !ok {
-				say(false, "rules of "+name, "the element of set "+e.Set+" is missing; STATUS makes the table again")
-				break
-			}
-		}
+		examine(r, route, rules, say)
 	}
 	if bad > 0 {
 		return fmt.Errorf("%d things are wrong", bad)
 	}
 	return nil
+}
+
+// examine looks at one attachment's link and rules.
+func examine(r *state.Record, route *nlwire.Conn, rules *nft.Conn, say func(ok bool, what, cure string)) {
+	name := fmt.Sprintf("%s/%s %.12s %v", r.Namespace, r.PodName, r.ContainerID, r.Addrs())
+	var err error
+	link := r.Pod.Link
+	if link == "" {
+		link = r.Witness
+	}
+	if link != "" {
+		_, err = route.Query("look up "+link, rtnl.GetLink(link))
+	}
+	say(!errors.Is(err, unix.ENODEV), "link of "+name, "its network namespace is gone and DEL never came; STATUS collects it")
+	if r.IPTables != nil {
+		missing, err := iptables.Missing(r.IPTables)
+		say(err == nil && len(missing) == 0, "rules of "+name, fmt.Sprintf("%v %v: delete the attachment and make it again", missing, err))
+		return
+	}
+	for _, e := range ruleset.Elements(r.Pod) {
+		if ok, err := rules.Has(ruleset.Table(), e); err != nil || !ok {
+			say(false, "rules of "+name, "the element of set "+e.Set+" is missing; STATUS makes the table again")
+			break
+		}
+	}
 }
