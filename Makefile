@@ -100,7 +100,7 @@ torture: setup build tools ## Kill the daemon 125 times and a shim 75 times unde
 
 .PHONY: torture-cni
 torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboots without DEL, fuzzing of all input
-	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 30m -run Torture -v ./cni/test
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 40m -run 'Torture|Mutated' -v ./cni/test
 	for f in dropin:FuzzParse netconf:FuzzParse netconf:FuzzRequest spec:FuzzDecode hostlocal:FuzzDirectory; do \
 	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s; done
 

@@ -68,6 +68,8 @@ func (c *Call) parse(own any) error {
 		return spec.Errorf(spec.CodeConfig, "missing network name (key \"name\")")
 	case !netconf.ValidID(c.conf.Name):
 		return spec.Errorf(spec.CodeConfig, "name %q must match [a-zA-Z0-9][a-zA-Z0-9_.-]*", c.conf.Name)
+	case len(c.conf.Name) > netconf.MaxName:
+		return spec.Errorf(spec.CodeConfig, "name %.40s… is %d bytes long, the limit is %d", c.conf.Name, len(c.conf.Name), netconf.MaxName)
 	case c.conf.StateDir == "":
 		c.conf.StateDir = netconf.DefaultStateDir
 	case !filepath.IsAbs(c.conf.StateDir):
