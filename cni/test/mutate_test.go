@@ -13,7 +13,11 @@ import (
 func nasty() []any {
 	return []any{
 		nil, true, -1, 0, 70000, 1e99, "", " ", "../../etc/passwd", "a b;c", "10.0.0.0/33", "fd00::/200", "::ffff:10.0.0.1/120",
-		strings.Repeat("x", 300), "nul\x00", "ip\nroute", []any{}, []any{nil}, map[string]any{}, map[string]any{"x": map[string]any{}},
+		strings.Repeat("x", 300), "nul\x00", "ip\nroute",
+		[]any{},
+		[]any{nil},
+		map[string]any{},
+		map[string]any{"x": map[string]any{}},
 		"0.0.0.0/0", "255.255.255.255", "02:00:00:00:00:00:01", 18446744073709551615.0,
 	}
 }
