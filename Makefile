@@ -78,6 +78,19 @@ conformance-cni: setup build tools ## Upstream's own tests and containerd on ber
 	cd e2e && $(GO) run ./cmd/cni-conform -backend iptables berth=$(BIN)/plugins
 	cd e2e && $(GO) run ./cmd/cni-conform berth=$(BIN)/plugins upstream=$(TOOLS)
 
+VM_PACKAGES := qemu-system-x86 kmod apparmor e2fsprogs
+.PHONY: test-vm
+test-vm: ## Boot a virtual machine with Debian's 6.12 kernel and ask it who it is
+	@./e2e/setup.sh $(VM_PACKAGES)
+	@mkdir -p .cache/vm
+	cd e2e && BERTH_VM=$(CURDIR)/.cache/vm $(GO) test -count=1 -v ./vm
+
+.PHONY: conformance-vm
+conformance-vm: setup build tools ## critest in a virtual machine: pure cgroup v2, AppArmor. Slow: the processor is emulated
+	@./e2e/setup.sh $(VM_PACKAGES)
+	@mkdir -p .cache/vm
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_VM=$(CURDIR)/.cache/vm $(GO) test -count=1 -v -timeout 60m ./guest
+
 .PHONY: bench-cri
 bench-cri: setup build tools ## Berth against containerd + runc and the kernel's floor, interleaved; writes out/bench/cri.json
 	@mkdir -p $(OUT)/bench

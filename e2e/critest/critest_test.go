@@ -21,7 +21,7 @@ func TestSuite(t *testing.T) {
 	}
 	lab := harness.NewLab("critest", bin, tools)
 	lab.Pods = "10.93.0.0/16"
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	if err := harness.Stop(ctx, lab); err != nil {
 		t.Fatal(err)
@@ -38,6 +38,9 @@ func TestSuite(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
+	if keep := os.Getenv("BERTH_KEEP"); keep != "" {
+		dir = keep
+	}
 	made := ocispecs.Start(filepath.Join(lab.Dir, "berth"))
 	r, err := critest.Run(ctx, filepath.Join(tools, "critest"), lab.Socket(), dir, critest.SPDY, "")
 	specs, serr := ocispecs.Check(made)

@@ -40,7 +40,7 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh",
 		},
 		Command: append([]string{"/vm/suite.test", "-test.v", "-test.timeout", limit.String()}, args...),
-		Env:     []string{"BERTH_BIN=/berth/bin", "BERTH_TOOLS=/berth/tools", "BERTH_GUEST=1", "BERTH_OUT=/vm/out"},
+		Env:     []string{"BERTH_BIN=/berth/bin", "BERTH_TOOLS=/berth/tools", "BERTH_GUEST=1", "BERTH_KEEP=/vm/out"},
 		Output:  os.Stderr,
 	}
 	for _, p := range []string{"berth-cri", "berth-shim", "berth-cni", "cni/berth", "registry", "testbox"} {
@@ -52,6 +52,11 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 	}
 	if r.Exit != 0 {
 		t.Errorf("%s ends with %d in the guest", pkg, r.Exit)
+	}
+	if keep := os.Getenv("BERTH_KEEP"); keep != "" {
+		if err := os.CopyFS(keep, os.DirFS(filepath.Join(r.Out, "out"))); err != nil {
+			t.Error(err)
+		}
 	}
 	return r
 }

@@ -107,6 +107,7 @@ type Manager struct {
 	images   Images
 	network  Network
 	shims    *shims.Pool
+	limbo    limbo
 	cdi      *cdi.Registry
 	accounts accountCache
 	bus      bus
