@@ -259,3 +259,19 @@ func TestPortmapOptions(t *testing.T) {
 		expect(t, "outside, after DEL"+c.option, n.outside, "tcp", nodeIP4, 8080, "-")
 	}
 }
+
+// TestIPTablesMissing asks for iptables where it is not installed: nothing is made, and nobody else is held up.
+func TestIPTablesMissing(t *testing.T) {
+	n := newNode(t)
+	bin, s := n.as(t, "bridge"), newNS(t)
+	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"br","type":"bridge","bridge":"br7","ipMasq":true,"ipMasqBackend":"iptables","stateDir":%q,
+		"ipam":{"type":"host-local","subnet":"10.66.0.0/24","dataDir":%q}}`, n.state, filepath.Join(n.state, "leases-of-br"))
+	out, err := n.run(call{verb: "ADD", id: "a", netns: s.path(), conf: conf, bin: bin, env: []string{"PATH=/nonexistent"}})
+	if code(err) != 7 || !strings.Contains(err.Error(), "iptables-save") || !strings.Contains(err.Error(), "nftables") {
+		t.Fatalf("%s, %v", out, err)
+	}
+	if left := n.census(t); left != "" {
+		t.Errorf("left %s", left)
+	}
+	n.addPod(t, "b", dual)
+}

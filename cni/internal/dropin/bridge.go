@@ -81,7 +81,7 @@ func (b *bridge) parse(c *Call) (err error) {
 		return err
 	}
 	if b.IPMasq {
-		if b.iptables, err = backend("ipMasqBackend", b.IPMasqBackend, ""); err != nil {
+		if b.iptables, err = c.backend("ipMasqBackend", b.IPMasqBackend, ""); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"crypto/sha512"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -255,7 +256,7 @@ func Missing(r *Rules) ([]string, error) {
 	return missing, err
 }
 
-// run starts one of the programs, which PATH or the usual directories hold.
+// run starts one of the programs.
 func run(program, stdin string, args ...string) (string, error) {
 	path, err := lookup(program)
 	if err != nil {
@@ -271,10 +272,21 @@ func run(program, stdin string, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
+// Installed fails if one of the programs is missing: before anything is written that only they could take away.
+func Installed() error {
+	for _, p := range []string{"iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"} {
+		if _, err := lookup(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookup finds a program in PATH or, where a runtime passes none on, in the usual directories.
 func lookup(program string) (string, error) {
 	path, err := exec.LookPath(program)
 	for _, dir := range []string{"/usr/sbin/", "/sbin/", "/usr/local/sbin/"} {
-		if err == nil {
+		if err == nil || os.Getenv("PATH") != "" {
 			break
 		}
 		path, err = exec.LookPath(dir + program)
