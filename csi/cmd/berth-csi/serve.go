@@ -68,6 +68,9 @@ func (d *daemon) run(ctx context.Context, l net.Listener) error {
 	if d.conf.Registry != "" {
 		part(func(ctx context.Context) error { return d.registration.Run(ctx, d.conf.Registry) })
 	}
+	if d.loops != nil {
+		part(d.loops.Run)
+	}
 	d.log.Info("serving", "socket", l.Addr().String(), "driver", d.conf.Driver, "node", d.conf.Node, "version", version)
 	<-ctx.Done()
 	stopped := make(chan struct{})
