@@ -86,7 +86,7 @@ func newLab(t *testing.T, k kind, size int64, more string) *lab {
 	if os.Geteuid() != 0 {
 		t.Fatal("these tests mount: run them as root")
 	}
-	dir, err := os.MkdirTemp("", fmt.Sprintf("berth-csi-%d-", labs.Add(1)))
+	dir, err := os.MkdirTemp("", fmt.Sprintf("volumes-%d-", labs.Add(1)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -135,7 +135,6 @@ func backoff() workqueue.TypedRateLimiter[string] {
 	return workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, time.Minute)
 }
 
-
 // mine says whether a PersistentVolume is a volume of this node.
 func (l *Loops) mine(pv *corev1.PersistentVolume) bool {
 	if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != l.conf.Name || pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
@@ -95,15 +96,19 @@ func (l *Loops) tell(ctx context.Context, c *corev1.PersistentVolumeClaim, size 
 		s.AllocatedResources = corev1.ResourceList{}
 	}
 	s.AllocatedResources[corev1.ResourceStorage] = size
+	// Of the conditions only those of an expansion are ours.
+	s.Conditions = slices.DeleteFunc(s.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
+		return c.Type == corev1.PersistentVolumeClaimFileSystemResizePending || c.Type == corev1.PersistentVolumeClaimResizing
+	})
 	if nodeGrows {
 		s.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{corev1.ResourceStorage: corev1.PersistentVolumeClaimNodeResizePending}
-		s.Conditions = []corev1.PersistentVolumeClaimCondition{{
+		s.Conditions = append(s.Conditions, corev1.PersistentVolumeClaimCondition{
 			Type: corev1.PersistentVolumeClaimFileSystemResizePending, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now(),
 			Message: "Waiting for the kubelet to grow the file system.",
-		}}
+		})
 	} else {
 		s.Capacity[corev1.ResourceStorage] = size
-		s.AllocatedResourceStatuses, s.Conditions = nil, nil
+		s.AllocatedResourceStatuses = nil
 	}
 	_, err := l.client.CoreV1().PersistentVolumeClaims(c.Namespace).UpdateStatus(ctx, c, metav1.UpdateOptions{})
 	if err != nil {
