@@ -66,6 +66,11 @@ conformance-cri: setup build tools ## critest on Berth and on containerd, both i
 	@mkdir -p $(OUT)
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
 
+.PHONY: conformance-csi
+conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-csi
+	@mkdir -p $(OUT)
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
+
 .PHONY: bench-cri
 bench-cri: setup build tools ## Berth against containerd + runc and the kernel's floor, interleaved; writes out/bench/cri.json
 	@mkdir -p $(OUT)/bench
