@@ -76,6 +76,12 @@ bench-cri: setup build tools ## Berth against containerd + runc and the kernel's
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
 
+.PHONY: bench-csi
+bench-csi: setup build tools ## berth-csi against a no-op driver and the upstream sidecars; writes out/bench/csi.json
+	@mkdir -p $(OUT)/bench
+	$(BUILD) -o $(BIN)/ ./csi/test/noop
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csibench
+
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 100 times and a shim 50 times under load
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -run Torture -v ./torture

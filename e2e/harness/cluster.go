@@ -89,6 +89,9 @@ func (c *Cluster) secrets(nodes []string) error {
 	return err
 }
 
+// Token is a user's bearer token.
+func (c *Cluster) Token(user string) string { return c.tokens[user] }
+
 func (c *Cluster) kubeconfig(user string) string {
 	return filepath.Join(c.dir, user+".kubeconfig")
 }

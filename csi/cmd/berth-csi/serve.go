@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -21,11 +22,12 @@ import (
 const callDeadline = 10 * time.Minute
 
 // serve runs the driver until ctx ends. Mounts go on after it.
-func serve(ctx context.Context, path string) error {
+func serve(ctx context.Context, path, node string) error {
 	conf, err := config.Load(path)
 	if err != nil {
 		return err
 	}
+	conf.Node = cmp.Or(node, conf.Node)
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	if err := level.UnmarshalText([]byte(conf.LogLevel)); err != nil {
