@@ -40,8 +40,8 @@ build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
 # The control plane and a kubelet in one program, for the tests that need a cluster: linking it is what takes the time.
 build cluster 0 '' .=cluster
 k=github.com/kubernetes-csi
-build csisidecars 0 '' $k/external-provisioner/v6/cmd/csi-provisioner=csi-provisioner $k/external-resizer/v2/cmd/csi-resizer=csi-resizer \
-  $k/external-snapshotter/v8/cmd/csi-snapshotter=csi-snapshotter
+build csiprovisioner 0 '' $k/external-provisioner/v6/cmd/csi-provisioner=csi-provisioner
+build csisidecars 0 '' $k/external-resizer/v2/cmd/csi-resizer=csi-resizer $k/external-snapshotter/v8/cmd/csi-snapshotter=csi-snapshotter
 build csisanity 0 '' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity=csi-sanity
 rm -f "$out/.note"
 
