@@ -13,8 +13,11 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 # Static, reproducible: the same commit gives the same bytes.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
+GPU      := deviceplugin/cmd/berth-gpu
 PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi
-PACKAGES := busybox-static nftables iptables iproute2 conntrack procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
+# The upstream plugins that berth-cni replaces, each under its own name.
+UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
+PACKAGES := busybox-static nftables iptables iproute2 conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
 
 export GOFLAGS := -mod=readonly
 
@@ -30,9 +33,11 @@ setup: ## Install the Debian packages that builds and tests need
 build: ## Build Berth's programs into bin/
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/ ./$$p; done
-	@mkdir -p $(BIN)/cni && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
+	@mkdir -p $(BIN)/cni $(BIN)/plugins && ln -f $(BIN)/berth-cni $(BIN)/cni/berth # a plugin's file is named by its type
+	@for p in berth $(UPSTREAM); do ln -f $(BIN)/berth-cni $(BIN)/plugins/$$p; done
+	@CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BIN)/ ./$(GPU) # NVML is loaded at run time
 	@cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $(BIN)/ ./testbox ./cmd/registry ./cmd/demo
-	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
+	@ls -l $(addprefix $(BIN)/,$(notdir $(PROGRAMS) $(GPU))) | awk '{printf "  %-10s %5.1f MB\n", gensub(".*/","",1,$$9), $$5/1e6}' 2>/dev/null || true
 
 .PHONY: tools
 tools: ## Build the upstream kubelet, crictl, critest, containerd, runc and CNI plugins, once
@@ -54,8 +59,8 @@ test-unit: ## Test every package, on the real kernel, with -race
 	BERTH_TEST_RUNC=$(TOOLS)/runc BERTH_TEST_UPSTREAM_CNI=$(TOOLS) $(GO) test -race -p 2 -timeout 20m ./...
 
 .PHONY: test-e2e
-test-e2e: ## The real kubelet and the whole conformance suite over SPDY (kills under load: make torture)
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -p 1 -timeout 40m $$($(GO) list ./... | grep -v /torture)
+test-e2e: ## The real kubelet, the whole conformance suite over SPDY, and a few kills of each sort
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -p 1 -timeout 40m ./...
 
 .PHONY: check
 check: ## Formatting, vet, staticcheck, errcheck, errorlint, vulnerabilities, import rules
@@ -71,6 +76,23 @@ conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-c
 	@mkdir -p $(OUT)
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
 
+.PHONY: conformance-cni
+conformance-cni: setup build tools ## The CNI suite on berth-cni and on the upstream plugins, a column for each
+	cd e2e && $(GO) run ./cmd/cni-conform berth=$(BIN)/plugins upstream=$(TOOLS)
+
+VM_PACKAGES := qemu-system-x86 kmod apparmor e2fsprogs
+.PHONY: test-vm
+test-vm: ## Boot a virtual machine with Debian's 6.12 kernel and ask it who it is
+	@./e2e/setup.sh $(VM_PACKAGES)
+	@mkdir -p .cache/vm
+	cd e2e && BERTH_VM=$(CURDIR)/.cache/vm $(GO) test -count=1 -v ./vm
+
+.PHONY: conformance-vm
+conformance-vm: setup build tools ## critest in a virtual machine: pure cgroup v2, AppArmor. Slow: the processor is emulated
+	@./e2e/setup.sh $(VM_PACKAGES)
+	@mkdir -p .cache/vm
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_VM=$(CURDIR)/.cache/vm $(GO) test -count=1 -v -timeout 60m ./guest
+
 .PHONY: bench-cri
 bench-cri: setup build tools ## Berth against containerd + runc and the kernel's floor, interleaved; writes out/bench/cri.json
 	@mkdir -p $(OUT)/bench
@@ -82,9 +104,30 @@ bench-csi: setup build tools ## berth-csi against a no-op driver and the upstrea
 	$(BUILD) -o $(BIN)/ ./csi/test/noop
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csibench
 
+.PHONY: oracle-specs
+oracle-specs: setup build tools ## Collect the OCI specs that critest and the kubelet's tests make anew: shim/test runs them on runc too
+	rm -f shim/test/testdata/specs.json
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_ORACLE_SPECS=1 $(GO) test -count=1 -p 1 ./critest ./kubelet
+
+.PHONY: bench-cni
+bench-cni: setup build tools ## berth-cni against the upstream plugins, interleaved; writes out/bench/cni.json
+	@mkdir -p $(OUT)/bench
+	CGO_ENABLED=0 $(GO) build -o $(OUT)/bench/fill ./cni/test/fill
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_FILL=$(OUT)/bench/fill $(GO) run ./cmd/bench-cni
+
 .PHONY: torture
-torture: setup build tools ## Kill the daemon 100 times and a shim 50 times under load
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -run Torture -v ./torture
+torture: setup build tools ## Kill the daemon 125 times and a shim 75 times under load, and both at every failpoint
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./torture
+
+.PHONY: torture-cni
+torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboots without DEL, fuzzing of all input
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 30m -run Torture -v ./cni/test
+	for f in dropin:FuzzParse netconf:FuzzParse netconf:FuzzRequest spec:FuzzDecode hostlocal:FuzzDirectory; do \
+	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s; done
+
+.PHONY: conformance-gpu
+conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults
+	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) BERTH_GPU_FULL=1 $(GO) test -trimpath -count=1 -timeout 20m -v . 2>&1 | grep -vE '^[IEW][0-9]{4} '
 
 .PHONY: clean
 clean: stop ## Remove what was built; the tools' cache stays

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the upstream programs that Berth is tested with and measured against, each once: a stamp holds the hash of
-# the module files it was built from.
+# the module files and the arguments it was built from.
 set -euo pipefail
 out=$1
 here=$(cd "$(dirname "$0")" && pwd)
@@ -10,14 +10,14 @@ export GOFLAGS=-mod=readonly
 build() { # module, cgo, tags, then package=program pairs; a program that ends in .test is a test binary
   local module=$1 cgo=$2 tags=$3; shift 3
   local dir=$here/build/$module hash stamp
-  hash=$(cat "$dir"/go.mod "$dir"/go.sum "$dir"/*.go "$0" | sha256sum | cut -c1-16)
+  hash=$( (cat "$dir"/go.mod "$dir"/go.sum; find "$dir" -maxdepth 1 -name '*.go' -exec cat {} +; printf '%s\n' "$cgo" "$tags" "$@") | sha256sum | cut -c1-16)
   stamp=$out/.$module.$hash
   [ -e "$stamp" ] && return 0
   echo "  building $module (once; $(go env GOVERSION))"
   local start=$SECONDS pair
   for pair in "$@"; do
     local pkg=${pair%%=*} prog=${pair##*=}
-    if [[ $prog == critest ]]; then
+    if [[ $prog == critest || $prog == *.test ]]; then
       (cd "$dir" && CGO_ENABLED=$cgo go test -c -trimpath -ldflags '-s -w' -o "$out/$prog" "$pkg")
     else
       (cd "$dir" && CGO_ENABLED=$cgo go build -trimpath -buildvcs=false -tags "$tags" -ldflags '-s -w' -o "$out/$prog" "$pkg")
@@ -33,7 +33,9 @@ c=github.com/containerd/containerd/v2/cmd
 build containerd 0 no_btrfs $c/containerd=containerd $c/containerd-shim-runc-v2=containerd-shim-runc-v2
 build runc 1 seccomp github.com/opencontainers/runc=runc
 p=github.com/containernetworking/plugins/plugins
-build plugins 0 '' $p/main/bridge=bridge $p/main/loopback=loopback $p/meta/portmap=portmap $p/ipam/host-local=host-local
+build plugins 0 '' $p/main/bridge=bridge $p/main/ptp=ptp $p/main/loopback=loopback $p/ipam/host-local=host-local \
+  $p/ipam/static=static $p/meta/portmap=portmap $p/meta/bandwidth=bandwidth $p/meta/firewall=firewall \
+  $p/meta/tuning=tuning github.com/containernetworking/cni/cnitool=cnitool
 echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
 [ -e "$out/kubelet" ] || cat "$out/.note"
 build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet

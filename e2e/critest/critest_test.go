@@ -9,6 +9,7 @@ import (
 
 	"github.com/berth-project/berth/e2e/critest"
 	"github.com/berth-project/berth/e2e/harness"
+	"github.com/berth-project/berth/e2e/ocispecs"
 )
 
 // TestSuite is the whole suite over SPDY, the transport of every kubelet: about a minute. `make conformance-cri`
@@ -20,7 +21,7 @@ func TestSuite(t *testing.T) {
 	}
 	lab := harness.NewLab("critest", bin, tools)
 	lab.Pods = "10.93.0.0/16"
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	if err := harness.Stop(ctx, lab); err != nil {
 		t.Fatal(err)
@@ -37,10 +38,19 @@ func TestSuite(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
+	if keep := os.Getenv("BERTH_KEEP"); keep != "" {
+		dir = keep
+	}
+	made := ocispecs.Start(filepath.Join(lab.Dir, "berth"))
 	r, err := critest.Run(ctx, filepath.Join(tools, "critest"), lab.Socket(), dir, critest.SPDY, "")
+	specs, serr := ocispecs.Check(made)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if serr != nil {
+		t.Error(serr)
+	}
+	t.Logf("%d distinct OCI specs, all compared with runc in shim/test", specs)
 	t.Logf("%d passed, %d failed, %d skipped", r.Count("passed"), r.Count("failed"), r.Count("skipped"))
 	for _, why := range critest.Verdict(r, nil) {
 		t.Error(why)

@@ -36,6 +36,9 @@ func (l *Lab) Socket() string { return filepath.Join(l.Run, "cri.sock") }
 // Hosts is the lab's hosts.toml tree.
 func (l *Lab) Hosts() string { return filepath.Join(l.Dir, "hosts") }
 
+// CDI is where the lab's device plugins describe devices.
+func (l *Lab) CDI() string { return filepath.Join(l.Run, "cdi") }
+
 // Logs is where processes log.
 func (l *Lab) Logs() string { return filepath.Join(l.Run, "logs") }
 
@@ -57,6 +60,7 @@ state = %q
 socket = %q
 debug_socket = %q
 log_level = %q
+cdi_dirs = [%q]
 
 [shim]
 binary = %q
@@ -115,7 +119,7 @@ func (l *Lab) WriteConfig(o Options) (string, error) {
 		return "", err
 	}
 	conf := filepath.Join(l.Run, "berth.toml")
-	text := fmt.Sprintf(criConfig, filepath.Join(l.Dir, "berth"), filepath.Join(l.Run, "berth"), l.Socket(), filepath.Join(l.Run, "debug.sock"), o.LogLevel,
+	text := fmt.Sprintf(criConfig, filepath.Join(l.Dir, "berth"), filepath.Join(l.Run, "berth"), l.Socket(), filepath.Join(l.Run, "debug.sock"), o.LogLevel, l.CDI(),
 		filepath.Join(l.Bin, "berth-shim"), l.Own, l.Hosts(), filepath.Join(l.Dir, "preload"), net, filepath.Join(l.Bin, "cni"), l.Tool, filepath.Join(l.Run, "cni-cache"), o.More)
 	return conf, os.WriteFile(conf, []byte(text), 0o644)
 }

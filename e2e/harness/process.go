@@ -134,16 +134,25 @@ func Until(ctx context.Context, step time.Duration, p *Process, try func() error
 }
 
 // StartTime is when a process started, in clock ticks after boot: with the pid it names a process for ever.
-func StartTime(pid int) (uint64, error) {
+func StartTime(pid int) (uint64, error) { return stat(pid, 22) }
+
+// Parent is the pid of a process's parent.
+func Parent(pid int) (int, error) {
+	n, err := stat(pid, 4)
+	return int(n), err //nolint:gosec // a pid
+}
+
+// stat is a number of /proc/PID/stat, by its field in proc(5), from 4 on.
+func stat(pid, field int) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // proc(5): field 22, the third is f[0]
-	if len(f) < 20 {
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // the third field is f[0]
+	if len(f) <= field-3 {
 		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, b)
 	}
-	return strconv.ParseUint(f[19], 10, 64)
+	return strconv.ParseUint(f[field-3], 10, 64)
 }
 
 // ExitCode is the exit code of a process that has ended, -1 if a signal ended it.

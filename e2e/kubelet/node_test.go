@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/berth-project/berth/e2e/census"
 	"github.com/berth-project/berth/e2e/harness"
+	"github.com/berth-project/berth/e2e/ocispecs"
 )
 
 const port = 11350
@@ -59,7 +61,12 @@ func inLab(m *testing.M, lab *harness.Lab) int {
 	if err := start(ctx, lab); err != nil {
 		fmt.Fprintln(os.Stderr, "start:", err)
 	} else {
+		made := ocispecs.Start(filepath.Join(lab.Dir, "berth"))
 		code = m.Run()
+		if _, err := ocispecs.Check(made); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
 	}
 	if code != 0 || os.Getenv("BERTH_KEEP") != "" {
 		lab.KeepLogs(os.Stderr)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // times is how often something is killed: few, or with BERTH_TORTURE=1 all.
@@ -117,4 +118,47 @@ func report(t *testing.T, took []time.Duration) {
 	if worst := took[len(took)-1]; worst > time.Second {
 		t.Errorf("the daemon took %v to answer again, want less than a second", worst)
 	}
+}
+
+// TestSilentShim stops a supervisor and kills the daemon. The next daemon is ready without it, says what it has, takes
+// nothing for dead, and has everything back when the supervisor goes on.
+func TestSilentShim(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	t.Cleanup(func() { evict(t) })
+	l := &ledger{}
+	all, err := settle(ctx, node, l, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids := node.shims()
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	took, err := killDaemon(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, []time.Duration{took})
+	for _, r := range all {
+		if st, err := r.p.status(ctx, r.id); err != nil || st.GetState() != cri.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("%s is %s (%v) while its supervisor is silent", r.p.name, st.GetState(), err)
+		}
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, r := range all {
+		if err := r.leave(ctx, l, 40+i); err != nil {
+			l.fault("%s: %v", r.p.name, err)
+		}
+	}
+	for _, f := range l.faults {
+		t.Error(f)
+	}
+	node.clean(t)
 }

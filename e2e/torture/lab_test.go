@@ -176,14 +176,20 @@ func (n *machine) census() census.Census {
 	return c
 }
 
-// shims are the pids of the lab's supervisors.
+// shims are the pids of the lab's supervisors. A child between fork and exec has its supervisor's name, and is none.
 func (n *machine) shims() (pids []int) {
 	all, err := harness.CgroupPids(n.lab.Own)
 	if err != nil {
 		return nil
 	}
+	supervisors := map[int]bool{}
 	for _, pid := range all {
 		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && string(comm) == "berth-shim\n" {
+			supervisors[pid] = true
+		}
+	}
+	for pid := range supervisors {
+		if parent, err := harness.Parent(pid); err == nil && !supervisors[parent] {
 			pids = append(pids, pid)
 		}
 	}

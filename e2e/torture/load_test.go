@@ -127,8 +127,11 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 	log := p.config.GetLogDirectory() + "/" + name + ".log"
 	if stop {
 		for { // it must have set its trap
-			if n, _, err := lines(log); n > 10 || err != nil && !errors.Is(err, os.ErrNotExist) || ctx.Err() != nil {
+			if n, _, err := lines(log); n > 10 || err != nil && !errors.Is(err, os.ErrNotExist) {
 				break
+			}
+			if st, err := p.status(ctx, id); err != nil || st.GetState() == cri.ContainerState_CONTAINER_EXITED {
+				break // the checks below say what is wrong
 			}
 			time.Sleep(10 * time.Millisecond)
 		}

@@ -42,9 +42,18 @@ func (p pkg) own() string {
 // list runs `go list` in the root module, as the programs are built: for Linux, without cgo.
 func list(t *testing.T, args ...string) []pkg {
 	t.Helper()
+	return listWith(t, false, args...)
+}
+
+func listWith(t *testing.T, cgo bool, args ...string) []pkg {
+	t.Helper()
+	enabled := "0"
+	if cgo {
+		enabled = "1"
+	}
 	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Standard,CgoFiles,Imports,Module"}, args...)...)
 	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "GOOS=linux", "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "GOOS=linux", "CGO_ENABLED="+enabled)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -7,14 +7,15 @@ import (
 )
 
 const (
-	grpc    = "google.golang.org/grpc"
-	sys     = "golang.org/x/sys"
-	k8s     = "k8s.io"
-	http    = "net/http"
-	osPkg   = "os"
-	osExec  = "os/exec"
-	criAPI  = "k8s.io/cri-api"
-	specsGo = "github.com/opencontainers/runtime-spec"
+	grpc     = "google.golang.org/grpc"
+	sys      = "golang.org/x/sys"
+	k8s      = "k8s.io"
+	http     = "net/http"
+	osPkg    = "os"
+	osExec   = "os/exec"
+	criAPI   = "k8s.io/cri-api"
+	cdiSpecs = "tags.cncf.io/container-device-interface/specs-go"
+	specsGo  = "github.com/opencontainers/runtime-spec"
 )
 
 // rule says what the packages below a path may import of ours and of others. A path of ours allows what is below
@@ -45,6 +46,23 @@ func rules() []rule {
 		{path: "shim", own: append(leaves, "proto/shim", "shim/internal"), foreign: []string{sys, specsGo}, ban: []string{http, osExec}},
 		{path: "shim/internal/seccomp/gen"}, // a tool of the developer's: asks `go list`
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
+		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
+
+		// deviceplugin, from the leaves up; inventory, alloc, policy and health are pure
+		{path: "deviceplugin/internal/inventory", ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/alloc", own: append(leaves, "deviceplugin/internal/inventory"), ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/health", ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/policy", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/alloc"), ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/driver", own: append(leaves, "deviceplugin/internal/inventory"), foreign: []string{sys}, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/cdi", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/driver", "deviceplugin/internal/discovery/fake"), foreign: []string{cdiSpecs}, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/ledger", own: leaves, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/discovery", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/health", "deviceplugin/internal/driver"), foreign: []string{sys, "sigs.k8s.io/yaml", "github.com/NVIDIA/go-nvml"}, ban: []string{http, grpc}},
+		{path: "deviceplugin/internal/discovery/nvml", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/health", "deviceplugin/internal/discovery"), foreign: []string{"github.com/NVIDIA/go-nvml"}, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/config", own: append(leaves, "deviceplugin/internal"), foreign: []string{"github.com/pelletier/go-toml"}, ban: []string{osExec, http, grpc}},
+		{path: "deviceplugin/internal/node", own: append(leaves, "deviceplugin/internal"), foreign: []string{cdiSpecs}, ban: []string{osExec, http, grpc, "deviceplugin/internal/server"}},
+		{path: "deviceplugin/internal/server", own: append(leaves, "proto/rpc", "deviceplugin/internal"), foreign: []string{grpc, "google.golang.org/protobuf", "k8s.io/kubelet"}, ban: []string{osExec, http}},
+		{path: "deviceplugin/cmd", own: append(leaves, "proto", "deviceplugin/internal"), foreignIsFree: true, ban: []string{osExec}},
 
 		{path: "cri/cmd", own: append(leaves, "proto", "cri/internal"), foreignIsFree: true, ban: []string{osExec}},
 		{path: "cri/internal/server", own: append(leaves, "proto/rpc", "cri/internal/pod", "cri/internal/image"), foreignIsFree: true, ban: []string{osPkg, osExec, http}},
@@ -53,7 +71,7 @@ func rules() []rule {
 		{
 			path: "cri/internal/pod",
 			own: append(leaves, "proto/shim", "cri/internal/spec", "cri/internal/shims", "cri/internal/cgroup",
-				"cri/internal/network", "cri/internal/image", "cri/internal/rootfs"),
+				"cri/internal/network", "cri/internal/image", "cri/internal/rootfs", "cri/internal/cdi", "cri/internal/ldcache"),
 			foreignIsFree: true, ban: []string{grpc, osExec, http},
 		},
 		// pure: what it needs of the machine is in its Input; of cgroup it uses the check of a key's name
@@ -63,6 +81,8 @@ func rules() []rule {
 		},
 		{path: "cri/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
 		adapter("cri/internal/cgroup"),
+		adapter("cri/internal/cdi"),
+		{path: "cri/internal/ldcache", ban: []string{osPkg, osExec, http, grpc}},
 		adapter("cri/internal/machine"),
 		adapter("cri/internal/network"),
 		adapter("cri/internal/store"),
@@ -70,6 +90,7 @@ func rules() []rule {
 		adapter("cri/internal/registry"),
 		adapter("cri/internal/layers"),
 		adapter("cri/internal/image", "cri/internal/layers", "cri/internal/registry"), // the domain of images
+		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
 		{path: "csi/cmd", own: append(leaves, "proto", "csi/internal"), foreignIsFree: true, ban: []string{osExec}},
 		{path: "csi/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
 		{
@@ -180,6 +201,10 @@ func TestRulesBite(t *testing.T) {
 		{"shim/internal/oci", osExec, true},
 		{"shim/internal/app", "github.com/sirupsen/logrus", false},
 		{"cni/internal/podnet", http, true},
+		{"cni/internal/podnet", osExec, true},
+		{"deviceplugin/internal/health", osPkg, true},
+		{"deviceplugin/internal/node", grpc, false},
+		{"deviceplugin/internal/alloc", module + "deviceplugin/internal/server", false},
 		{"csi/internal/driver", osPkg, true},
 		{"csi/internal/volume", module + "csi/internal/loop", false},
 		{"csi/internal/loop", module + "csi/internal/btrfs", false},

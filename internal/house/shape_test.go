@@ -20,7 +20,9 @@ const (
 )
 
 // trees are all Go code of the repository.
-func trees() []string { return []string{"cri", "shim", "cni", "csi", "proto", "internal", "e2e"} }
+func trees() []string {
+	return []string{"cri", "shim", "cni", "csi", "deviceplugin", "proto", "internal", "e2e"}
+}
 
 // banned are names that say nothing about what is inside.
 func banned() []string {

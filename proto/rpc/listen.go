@@ -53,11 +53,34 @@ func removeStale(path string) error {
 	defer cancel()
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
-	if err == nil {
-		return errors.Join(errs.FailedPrecondition.Errorf("%s is served by another process: stop it first", path), c.Close())
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) {
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return os.Remove(path)
+	} else if err != nil {
 		return errs.FailedPrecondition.Errorf("%s may be in use: %w", path, err)
 	}
-	return os.Remove(path)
+	pid, err := listener(c.(*net.UnixConn))
+	if err := errors.Join(err, c.Close()); err != nil {
+		return errs.FailedPrecondition.Errorf("%s may be in use: %w", path, err)
+	}
+	if pid > 0 && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		return os.Remove(path)
+	}
+	return errs.FailedPrecondition.Errorf("%s is served by process %d: stop it first", path, pid)
+}
+
+// listener is the pid of the process that made the listening socket (SO_PEERCRED, unix(7)). That process may be dead:
+// a child of a killed daemon holds the socket for the moment between its fork and its exec.
+func listener(c *net.UnixConn) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil || cerr != nil {
+		return 0, errors.Join(err, cerr)
+	}
+	return int(cred.Pid), nil
 }

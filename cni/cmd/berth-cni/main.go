@@ -22,6 +22,6 @@ func main() {
 		os.Exit(human.Run(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(plugin.Run(plugin.Invocation{
-		Name: os.Args[0], Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Name: os.Args[0], Getenv: os.Getenv, Environ: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 	}))
 }

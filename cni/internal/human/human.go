@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/berth-project/berth/cni/internal/forwarding"
 	"github.com/berth-project/berth/cni/internal/nft"
 	"github.com/berth-project/berth/cni/internal/nlwire"
 	"github.com/berth-project/berth/cni/internal/rtnl"
@@ -94,6 +95,11 @@ func doctor(dir string, out io.Writer) error {
 	defer rules.Close() //nolint:errcheck // read only
 	has, err := rules.Has(ruleset.Table(), ruleset.Probe())
 	say(err == nil && has, "table inet berth-node", fmt.Sprintf("missing or of another version (%v); STATUS or the next ADD makes it again", err))
+	obstacles, err := forwarding.Obstacles(rules)
+	say(err == nil, "other tables", fmt.Sprint(err))
+	for _, o := range obstacles {
+		_, _ = fmt.Fprintf(out, "LOOK  %s: packets of pods are lost if its rules do not accept them; type firewall with \"backend\": \"iptables\" adds such rules\n", o)
+	}
 	route, err := nlwire.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err

@@ -64,6 +64,18 @@ func Name(subnet netip.Prefix) string {
 	return strings.NewReplacer("/", "_", ":", "-").Replace(subnet.String())
 }
 
+// ParseName is the subnet of a pool's file name.
+func ParseName(name string) (netip.Prefix, error) {
+	return netip.ParsePrefix(strings.NewReplacer("_", "/", "-", ":").Replace(name))
+}
+
+// Resume makes the turn go on behind an address; the zero Addr changes nothing.
+func (p *Pool) Resume(a netip.Addr) {
+	if slot, ok := p.slotOf(a); a.IsValid() && ok {
+		p.cursor = slot + 1
+	}
+}
+
 // Open opens or creates the pool of a subnet in dir.
 func Open(dir string, subnet netip.Prefix) (*Pool, error) {
 	f, err := os.OpenFile(filepath.Join(dir, Name(subnet)), os.O_RDWR|os.O_CREATE, 0o600)

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"maps"
 	"net/netip"
 
 	"github.com/berth-project/berth/proto/errs"
@@ -132,7 +133,11 @@ func (p *Pool) Reset(addrs []netip.Addr, now Clock) error {
 	if err != nil {
 		return err
 	}
+	known := maps.Clone(p.blocks) // some may not be in the file yet
 	for n := uint32(0); int64(n+1)*blockSize < fi.Size(); n++ {
+		known[n] = nil
+	}
+	for n := range known {
 		b, err := p.load(n)
 		if err != nil {
 			return err

@@ -27,6 +27,7 @@ const (
 	tcDrop        = 2
 	tcNext        = 0xffffffff
 	ipv4Dst       = 14 + 16
+	etherSrc      = 6
 	loopbackNet   = 127
 )
 
@@ -56,22 +57,48 @@ func program() []byte {
 	return b
 }
 
-// Ops returns the requests that put the program on the link of that index, for IPv4 packets.
+// macProgram drops frames whose source is another than mac.
+func macProgram(mac [6]byte) []byte {
+	var b []byte
+	for _, i := range [][]byte{
+		insn(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0, 0, etherSrc),
+		insn(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 0, 3, binary.BigEndian.Uint32(mac[:4])),
+		insn(unix.BPF_LD|unix.BPF_H|unix.BPF_ABS, 0, 0, etherSrc+4),
+		insn(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 0, 1, uint32(binary.BigEndian.Uint16(mac[4:]))),
+		insn(unix.BPF_RET|unix.BPF_K, 0, 0, tcNext),
+		insn(unix.BPF_RET|unix.BPF_K, 0, 0, tcDrop),
+	} {
+		b = append(b, i...)
+	}
+	return b
+}
+
+// Ops returns the requests that put the program on the link of that index, for IPv4 packets. On a bridge, which many
+// attachments share, it may be there already.
 func Ops(index int32) []nlwire.Op {
+	return filter(index, 1, unix.ETH_P_IP, program(), fmt.Sprintf("close 127/8 on link %d", index))
+}
+
+// OnlyMAC returns the requests that let nothing in at the link but frames from one hardware address.
+func OnlyMAC(index int32, mac [6]byte) []nlwire.Op {
+	return filter(index, 2, unix.ETH_P_ALL, macProgram(mac), fmt.Sprintf("close link %d to foreign MACs", index))
+}
+
+func filter(index int32, priority uint32, protocol uint16, code []byte, what string) []nlwire.Op {
 	const flags = unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	// tcm_info is priority and protocol, the latter in network order.
-	info := uint32(1)<<16 | uint32(binary.NativeEndian.Uint16([]byte{0x08, 0x00}))
-	code := program()
-	filter := nlwire.New(unix.RTM_NEWTFILTER, flags, tcmsg(index, 0, clsactIngress, info)).Str(tcaKind, "bpf")
-	filter.Nest(tcaOptions, func(m *nlwire.Builder) {
+	// tcm_info is priority and protocol, the latter in network order; the handle makes a second one fail.
+	info := priority<<16 | uint32(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol)))
+	m := nlwire.New(unix.RTM_NEWTFILTER, flags, tcmsg(index, 1, clsactIngress, info)).Str(tcaKind, "bpf")
+	m.Nest(tcaOptions, func(m *nlwire.Builder) {
 		m.Bytes(bpfOpsLen, binary.NativeEndian.AppendUint16(nil, uint16(len(code)/8))).
 			Bytes(bpfOps, code).U32(bpfFlags, actDirect)
 	})
+	there := []unix.Errno{unix.EEXIST}
 	return []nlwire.Op{
 		{
-			What: fmt.Sprintf("add qdisc clsact to link %d", index),
-			Msg:  nlwire.New(unix.RTM_NEWQDISC, flags, tcmsg(index, clsactHandle, clsact, 0)).Str(tcaKind, "clsact").Done(),
+			What: fmt.Sprintf("add qdisc clsact to link %d", index), Tolerate: there,
+			Msg: nlwire.New(unix.RTM_NEWQDISC, flags, tcmsg(index, clsactHandle, clsact, 0)).Str(tcaKind, "clsact").Done(),
 		},
-		{What: fmt.Sprintf("close 127/8 on link %d", index), Msg: filter.Done()},
+		{What: what, Msg: m.Done(), Tolerate: there},
 	}
 }

@@ -17,6 +17,9 @@ import (
 // list of valid attachments takes 150 bytes for each.
 const MaxSize = 4 << 20
 
+// DefaultStateDir is where records and pools are kept.
+const DefaultStateDir = "/run/berth/cni"
+
 // Config is a network configuration of type berth or loopback.
 type Config struct {
 	CNIVersion string `json:"cniVersion"`
@@ -37,6 +40,10 @@ type Config struct {
 	// CooldownSeconds is how long an address rests after DEL, if the range has another. Default: 130, longer
 	// than a TCP handshake is retried by a peer that remembers the old pod.
 	CooldownSeconds *int `json:"cooldownSeconds"`
+
+	// ImportHostLocal are directories of upstream's host-local (/var/lib/cni/networks/NAME) whose leases still belong
+	// to running pods: an address with a file there is not given out.
+	ImportHostLocal []string `json:"importHostLocal"`
 
 	DNS           spec.DNS        `json:"dns"`
 	RuntimeConfig RuntimeConfig   `json:"runtimeConfig"`
@@ -132,6 +139,8 @@ type Attachment struct {
 // (CONVENTIONS.md).
 type RuntimeConfig struct {
 	PortMappings []PortMapping   `json:"portMappings"`
+	Bandwidth    *Bandwidth      `json:"bandwidth"`
+	IPRanges     [][]Range       `json:"ipRanges"`
 	IPs          []string        `json:"ips"`
 	MAC          string          `json:"mac"`
 	DNS          RuntimeDNS      `json:"dns"`
@@ -171,7 +180,7 @@ func Parse(stdin []byte) (*Config, error) {
 	}
 	c := &Config{}
 	if err := json.Unmarshal(stdin, c); err != nil {
-		return nil, decodeError(err)
+		return nil, DecodeError(err)
 	}
 	if c.CNIVersion == "" {
 		c.CNIVersion = spec.DefaultVersion
@@ -186,7 +195,8 @@ func Parse(stdin []byte) (*Config, error) {
 	return c, c.validate()
 }
 
-func decodeError(err error) error {
+// DecodeError gives what encoding/json says its code and, where it can, the key.
+func DecodeError(err error) error {
 	var coded *spec.Error
 	if errors.As(err, &coded) {
 		return err
@@ -202,8 +212,11 @@ func (c *Config) setDefaults() {
 	if len(c.Ranges) == 0 {
 		c.Ranges = []Range{{Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 88, 0, 0}), 16)}}
 	}
+	for i := len(c.RuntimeConfig.IPRanges) - 1; i >= 0; i-- { // the runtime's come first
+		c.Ranges = append(slices.Clone(c.RuntimeConfig.IPRanges[i]), c.Ranges...)
+	}
 	if c.StateDir == "" {
-		c.StateDir = "/run/berth/cni"
+		c.StateDir = DefaultStateDir
 	}
 	c.StateDir = filepath.Clean(c.StateDir)
 }
@@ -249,6 +262,17 @@ func (c *Config) Pools() []netip.Prefix {
 	return out
 }
 
+// RuntimePools are the subnets that came from the runtime, for this attachment alone.
+func (c *Config) RuntimePools() []netip.Prefix {
+	var out []netip.Prefix
+	for _, set := range c.RuntimeConfig.IPRanges {
+		for _, r := range set {
+			out = append(out, r.Subnet)
+		}
+	}
+	return out
+}
+
 // TypeOf reads nothing but the type; anything unreadable has none.
 func TypeOf(stdin []byte) string {
 	var t struct {
@@ -266,7 +290,7 @@ func ParseLoopback(stdin []byte) (*Config, error) {
 		PrevResult json.RawMessage `json:"prevResult"`
 	}
 	if err := json.Unmarshal(stdin, &l); err != nil {
-		return nil, decodeError(err)
+		return nil, DecodeError(err)
 	}
 	c := &Config{CNIVersion: l.CNIVersion, Name: l.Name, Type: "loopback", PrevResult: l.PrevResult}
 	if c.CNIVersion == "" {

@@ -15,6 +15,8 @@ type Request struct {
 	MAC [6]byte
 	// Ports are the host ports.
 	Ports []Port
+	// Bandwidth are the limits; nil for none.
+	Bandwidth *Bandwidth
 	// Namespace, Pod, UID and CgroupPath are recorded for humans.
 	Namespace, Pod, UID, CgroupPath string
 }
@@ -29,7 +31,7 @@ type Port struct {
 // ParseRequest merges CNI_ARGS, args.cni and runtimeConfig; the last one that says something wins, as
 // CONVENTIONS.md orders them.
 func ParseRequest(c *Config, cniArgs string) (*Request, error) {
-	args, err := parseArgs(cniArgs)
+	args, err := ParseArgs(cniArgs)
 	if err != nil {
 		return nil, err
 	}
@@ -55,18 +57,24 @@ func ParseRequest(c *Config, cniArgs string) (*Request, error) {
 			r.IPs = ips
 		}
 		if src.mac != "" {
-			mac, err := parseMAC(src.key, src.mac)
+			mac, err := ParseMAC(src.key, src.mac)
 			if err != nil {
 				bad = append(bad, err)
 			}
 			r.MAC = mac
 		}
 	}
-	ports, err := parsePorts(c.RuntimeConfig.PortMappings)
+	ports, err := ParsePorts(c.RuntimeConfig.PortMappings)
 	if err != nil {
 		bad = append(bad, err)
 	}
 	r.Ports = ports
+	if err := c.RuntimeConfig.Bandwidth.Check("runtimeConfig.bandwidth"); err != nil {
+		bad = append(bad, err)
+	}
+	if !c.RuntimeConfig.Bandwidth.Zero() {
+		r.Bandwidth = c.RuntimeConfig.Bandwidth
+	}
 	return r, join(bad)
 }
 
@@ -77,9 +85,9 @@ func split(s string) []string {
 	return strings.Split(s, ",")
 }
 
-// parseArgs reads CNI_ARGS: KEY=VALUE pairs between semicolons. Keys of other plugins pass, since every plugin of
+// ParseArgs reads CNI_ARGS: KEY=VALUE pairs between semicolons. Keys of other plugins pass, since every plugin of
 // a chain sees the same string; values must be printable.
-func parseArgs(s string) (map[string]string, error) {
+func ParseArgs(s string) (map[string]string, error) {
 	out := map[string]string{}
 	if len(s) > 64<<10 {
 		return nil, spec.Errorf(spec.CodeEnvironment, "CNI_ARGS is %d bytes long", len(s))
@@ -127,7 +135,8 @@ func parseIPs(c *Config, key string, in []string) ([]netip.Addr, error) {
 	return out, nil
 }
 
-func parseMAC(key, s string) (mac [6]byte, err error) {
+// ParseMAC reads a hardware address that one interface can have; key is where it stood.
+func ParseMAC(key, s string) (mac [6]byte, err error) {
 	fail := spec.Errorf(spec.CodeConfig, "%s: mac %q is not a unicast address such as 02:00:00:00:00:01", key, s)
 	if len(s) != 17 {
 		return mac, fail
@@ -157,7 +166,8 @@ func hexDigit(c byte) int {
 	return -1
 }
 
-func parsePorts(in []PortMapping) ([]Port, error) {
+// ParsePorts checks the runtime's port mappings and leaves out those without a host port.
+func ParsePorts(in []PortMapping) ([]Port, error) {
 	var out []Port
 	var bad []error
 	for i, p := range in {

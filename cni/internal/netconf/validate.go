@@ -32,6 +32,11 @@ func (c *Config) validate() error {
 	if !filepath.IsAbs(c.StateDir) {
 		fail("stateDir %q is not absolute", c.StateDir)
 	}
+	for i, d := range c.ImportHostLocal {
+		if !filepath.IsAbs(d) {
+			fail("importHostLocal[%d] %q is not absolute", i, d)
+		}
+	}
 	for i, r := range c.Ranges {
 		if err := r.check(); err != nil {
 			fail("ranges[%d]: %w", i, err)
@@ -129,11 +134,11 @@ func ValidIfName(s string) bool {
 func unknownKeys(stdin []byte) error {
 	var top map[string]json.RawMessage
 	if err := json.Unmarshal(stdin, &top); err != nil {
-		return decodeError(err)
+		return DecodeError(err)
 	}
 	known := []string{
 		"cniVersion", "cniVersions", "name", "type", "ranges", "ipMasq", "masqueradeExclude", "mtu",
-		"stateDir", "cooldownSeconds", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
+		"stateDir", "cooldownSeconds", "importHostLocal", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
 		"disableGC", "loadOnlyInlinedPlugins",
 	}
 	var bad []error

@@ -127,6 +127,19 @@ func DestIsLocal() []Expr {
 	}}, Equal(R0, binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)...)}
 }
 
+// WasDNATed goes on if the connection's destination was rewritten (ct status dnat). It uses the first register.
+func WasDNATed() []Expr {
+	const ctStatus, destNAT = 2, 1 << 5
+	mask := binary.NativeEndian.AppendUint32(nil, destNAT)
+	return []Expr{{"ct", func(m *nlwire.Builder) {
+		m.U32BE(unix.NFTA_CT_DREG, uint32(R0)).U32BE(unix.NFTA_CT_KEY, ctStatus)
+	}}, {"bitwise", func(m *nlwire.Builder) {
+		m.U32BE(unix.NFTA_BITWISE_SREG, uint32(R0)).U32BE(unix.NFTA_BITWISE_DREG, uint32(R0)).U32BE(unix.NFTA_BITWISE_LEN, 4)
+		m.Nest(unix.NFTA_BITWISE_MASK, func(m *nlwire.Builder) { m.Bytes(unix.NFTA_DATA_VALUE, mask) })
+		m.Nest(unix.NFTA_BITWISE_XOR, func(m *nlwire.Builder) { m.Bytes(unix.NFTA_DATA_VALUE, make([]byte, 4)) })
+	}}, NotEqual(R0, 0, 0, 0, 0)}
+}
+
 // Counter counts what reaches it.
 func Counter() Expr { return Expr{"counter", func(*nlwire.Builder) {}} }
 

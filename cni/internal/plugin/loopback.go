@@ -2,12 +2,10 @@ package plugin
 
 import (
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"net/netip"
 
-	"github.com/berth-project/berth/cni/internal/netns"
 	"github.com/berth-project/berth/cni/internal/nlwire"
+	"github.com/berth-project/berth/cni/internal/podnet"
 	"github.com/berth-project/berth/cni/internal/rtnl"
 	"github.com/berth-project/berth/cni/internal/spec"
 	"golang.org/x/sys/unix"
@@ -17,12 +15,18 @@ import (
 // it lives and dies with its namespace.
 func (c *call) loopback() ([]byte, error) {
 	switch c.verb {
-	case "DEL", "GC", "STATUS":
+	case "DEL":
 		return nil, nil
+	case "GC", "STATUS":
+		return nil, c.since("1.1.0")
+	case "CHECK":
+		if err := c.since("0.4.0"); err != nil {
+			return nil, err
+		}
 	}
-	ns, err := netns.Open(c.attachment.Netns)
-	if errors.Is(err, fs.ErrNotExist) || err != nil {
-		return nil, spec.Errorf(spec.CodeNetNS, "CNI_NETNS %q: %w", c.attachment.Netns, err)
+	ns, err := podnet.OpenForeign(c.attachment.Netns)
+	if err != nil {
+		return nil, err
 	}
 	defer ns.Close() //nolint:errcheck // read only
 	err = ns.Do(func() error {

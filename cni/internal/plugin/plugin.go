@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/berth-project/berth/cni/internal/dropin"
 	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/podnet"
 	"github.com/berth-project/berth/cni/internal/spec"
@@ -24,9 +25,11 @@ type Invocation struct {
 	// Name is argv[0]: under the name of an upstream plugin the binary is that plugin.
 	Name   string
 	Getenv func(string) string
-	Stdin  io.Reader
-	Stdout io.Writer
-	Stderr io.Writer
+	// Environ is the whole environment.
+	Environ []string
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Stderr  io.Writer
 }
 
 // call is a verb with what it was given.
@@ -42,8 +45,7 @@ type call struct {
 func Run(in Invocation) int {
 	c := &call{Invocation: in, verb: in.Getenv("CNI_COMMAND")}
 	if c.verb == "" {
-		_, _ = fmt.Fprintf(in.Stderr, "berth-cni, a CNI plugin that is a runtime's whole chain (types berth, loopback)\nCNI protocol versions supported: %s\n",
-			strings.Join(spec.Versions(), ", "))
+		_, _ = fmt.Fprintf(in.Stderr, "CNI %s plugin of berth-cni\nCNI protocol versions supported: %s\n", c.typ(), strings.Join(c.versions(), ", "))
 		return 0
 	}
 	out, err := c.serve()
@@ -90,26 +92,54 @@ func (c *call) serve() ([]byte, error) {
 	if err != nil {
 		return nil, spec.Errorf(spec.CodeIO, "read the network configuration from stdin: %w", err)
 	}
-	if loopbackName(filepath.Base(c.Name)) || loopbackName(netconf.TypeOf(stdin)) {
+	typ := c.typ()
+	if typ == "berth" {
+		typ = netconf.TypeOf(stdin)
+	}
+	switch {
+	case typ == "loopback":
 		if c.conf, err = netconf.ParseLoopback(stdin); err != nil {
 			return nil, err
 		}
 		return c.loopback()
+	case dropin.Knows(typ):
+		return c.dropin(typ, stdin)
 	}
 	c.conf, err = netconf.Parse(stdin)
 	if err != nil {
 		return nil, err
 	}
 	if c.conf.Type != "" && c.conf.Type != "berth" {
-		return nil, spec.Errorf(spec.CodeField, "unsupported key \"type\" with value %q: this plugin is \"berth\" and \"loopback\"", c.conf.Type)
+		return nil, spec.Errorf(spec.CodeField, "unsupported key \"type\" with value %q: this plugin is \"berth\", \"loopback\" and %s", c.conf.Type, strings.Join(dropin.Types(), ", "))
 	}
 	return c.berth()
 }
 
-func loopbackName(s string) bool { return s == "loopback" }
+// typ is what the binary is by its name; under a name of its own it is type berth.
+func (c *call) typ() string {
+	name := filepath.Base(c.Name)
+	if name == "loopback" || dropin.Knows(name) {
+		return name
+	}
+	return "berth"
+}
+
+// dropin serves a verb of an upstream type.
+func (c *call) dropin(typ string, stdin []byte) ([]byte, error) {
+	d := &dropin.Call{
+		Verb: c.verb, Type: typ, Attachment: c.attachment, Args: c.args, Path: c.Getenv("CNI_PATH"),
+		Env:   slices.DeleteFunc(slices.Clone(c.Environ), func(kv string) bool { return strings.HasPrefix(kv, "CNI_COMMAND=") }),
+		Stdin: stdin, Log: c.Stderr,
+	}
+	out, err := d.Serve()
+	c.conf = &netconf.Config{CNIVersion: d.Version()}
+	return out, err
+}
+
+func (c *call) versions() []string { return dropin.Versions(c.typ()) }
 
 func (c *call) version() ([]byte, error) {
-	b, err := json.Marshal(map[string]any{"cniVersion": "1.1.0", "supportedVersions": spec.Versions()})
+	b, err := json.Marshal(map[string]any{"cniVersion": "1.1.0", "supportedVersions": c.versions()})
 	return append(b, '\n'), err
 }
 
@@ -140,7 +170,7 @@ func (c *call) environment() error {
 	if !netconf.ValidID(c.attachment.ContainerID) || len(c.attachment.ContainerID) > 1024 {
 		return spec.Errorf(spec.CodeEnvironment, "CNI_CONTAINERID %.80q must match [a-zA-Z0-9][a-zA-Z0-9_.-]*", c.attachment.ContainerID)
 	}
-	if !netconf.ValidIfName(c.attachment.IfName) && !(loopbackName(filepath.Base(c.Name)) || c.attachment.IfName == "lo") {
+	if !netconf.ValidIfName(c.attachment.IfName) && c.attachment.IfName != "lo" {
 		return spec.Errorf(spec.CodeEnvironment, "CNI_IFNAME %.80q is not the name of an interface", c.attachment.IfName)
 	}
 	return nil

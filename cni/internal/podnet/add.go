@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/berth-project/berth/cni/internal/ipam"
@@ -35,7 +37,7 @@ var (
 // fails.
 func (n *Network) Add(a Attachment, req *netconf.Request) (*spec.Result, error) {
 	// 1. Look before anything is touched.
-	ns, err := openForeign(a.Netns)
+	ns, err := OpenForeign(a.Netns)
 	if err != nil {
 		return nil, err
 	}
@@ -86,10 +88,13 @@ func (n *Network) attach(rec *state.Record, req *netconf.Request, ns *netns.NS) 
 		return err
 	}
 	// 2. The record, so that DEL can undo the rest.
+	if rec.Bandwidth = req.Bandwidth; rec.Bandwidth != nil && rec.Bandwidth.EgressRate > 0 {
+		rec.Links = []string{ifbName(rec)}
+	}
 	if err := n.refuseOverlap(); err != nil {
 		return err
 	}
-	changed, err := n.store.SaveNetwork(state.Network{Name: n.conf.Name, Pools: n.conf.Pools(), Exclude: n.conf.MasqueradeExclude})
+	changed, err := n.store.SaveNetwork(state.Network{Name: n.conf.Name, Pools: n.conf.Pools()[len(n.conf.RuntimePools()):], Runtime: n.conf.RuntimePools(), Exclude: n.conf.MasqueradeExclude})
 	if err != nil {
 		return err
 	}
@@ -111,6 +116,9 @@ func (n *Network) attach(rec *state.Record, req *netconf.Request, ns *netns.NS) 
 	if err := n.wire(rec, ns); err != nil {
 		return err
 	}
+	if err := n.limit(rec); err != nil {
+		return err
+	}
 	return errors.Join(n.store.Commit(rec), addCommit.Hit())
 }
 
@@ -122,7 +130,7 @@ func (n *Network) refuseOverlap() error {
 		return err
 	}
 	for _, nw := range nets {
-		for _, theirs := range nw.Pools {
+		for _, theirs := range nw.All() {
 			for _, ours := range n.conf.Pools() {
 				if nw.Name != n.conf.Name && ours != theirs && ours.Overlaps(theirs) {
 					return errs.InvalidArgument.Errorf("subnet %s of network %s overlaps subnet %s of network %s on this node",
@@ -142,8 +150,8 @@ func ports(in []netconf.Port) []ruleset.HostPort {
 	return out
 }
 
-// openForeign opens the container's namespace and refuses our own.
-func openForeign(path string) (*netns.NS, error) {
+// OpenForeign opens the container's namespace and refuses our own.
+func OpenForeign(path string) (*netns.NS, error) {
 	ns, err := netns.Open(path)
 	if err != nil {
 		return nil, spec.Errorf(spec.CodeNetNS, "CNI_NETNS %q: %w", path, err)
@@ -198,8 +206,11 @@ func (n *Network) takeAddrs(rec *state.Record, req *netconf.Request) error {
 		}
 		a, err := n.takeAddr(rs, wanted(req, v6))
 		if errors.Is(err, errs.ResourceExhausted) {
-			if n.collectDead() > 0 {
-				a, err = n.takeAddr(rs, wanted(req, v6))
+			// The dead still have addresses, and so had leases of upstream's that have been given back since.
+			if dead := n.collectDead(); dead > 0 || len(n.conf.ImportHostLocal) > 0 {
+				if err = n.resetPools(rec.Pod.Addrs...); err == nil {
+					a, err = n.takeAddr(rs, wanted(req, v6))
+				}
 			}
 		}
 		if err != nil {
@@ -245,9 +256,27 @@ func (n *Network) takeFrom(r netconf.Range, want netip.Addr) (netip.Addr, error)
 		return netip.Addr{}, err
 	}
 	if want.IsValid() {
+		if n.imported(want) {
+			return want, errs.AlreadyExists.Errorf("address %s is in use: %v has a lease of it", want, n.conf.ImportHostLocal)
+		}
 		return want, p.TakeExact(window(r), want)
 	}
-	return p.Take(window(r), now(), n.conf.Cooldown())
+	for {
+		a, err := p.Take(window(r), now(), n.conf.Cooldown())
+		if err != nil || !n.imported(a) {
+			return a, err
+		}
+	}
+}
+
+// imported says whether a pod that upstream's plugins attached still has the address.
+func (n *Network) imported(a netip.Addr) bool {
+	for _, dir := range n.conf.ImportHostLocal {
+		if _, err := os.Lstat(filepath.Join(dir, a.String())); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (n *Network) flush() error {

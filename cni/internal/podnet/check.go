@@ -22,12 +22,12 @@ func (n *Network) Check(a Attachment) error {
 	if err != nil {
 		return fmt.Errorf("container %s, interface %s: %w", a.ContainerID, a.IfName, err)
 	}
-	ns, err := openForeign(a.Netns)
+	ns, err := OpenForeign(a.Netns)
 	if err != nil {
 		return err
 	}
 	defer ns.Close() //nolint:errcheck // read only
-	bad := []error{n.checkPools(rec), n.checkTable(rec)}
+	bad := []error{n.checkPools(rec), n.checkTable(rec), n.checkLimits(rec)}
 	host, found, err := n.link(link)
 	switch {
 	case err != nil:

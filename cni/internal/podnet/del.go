@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strings"
 
+	"github.com/berth-project/berth/cni/internal/hostlocal"
+	"github.com/berth-project/berth/cni/internal/iptables"
 	"github.com/berth-project/berth/cni/internal/linkdel"
 	"github.com/berth-project/berth/cni/internal/ruleset"
 	"github.com/berth-project/berth/cni/internal/state"
@@ -57,29 +59,76 @@ func (n *Network) remove(rec *state.Record) error {
 func (n *Network) detach(rec *state.Record) error {
 	// 1. The table: from here on the guard drops whatever the pod sends. If it has to be made again as a whole
 	// that is done below, when the record is gone.
-	small := n.nft.Commit(ruleset.DelPod(rec.Pod))
-	n.store.Deleted(uptime())
+	var small error
+	if rec.Pod.Bridge != "" {
+		small = errShared
+	} else if ops := ruleset.DelPod(rec.Pod); len(ops) > 0 {
+		small = n.nft.Commit(ops)
+		n.store.Deleted(uptime())
+	}
+	if rec.IPTables != nil {
+		if err := iptables.Remove(rec.IPTables); err != nil {
+			return err
+		}
+	}
 	if err := delRules.Hit(); err != nil {
 		return err
 	}
 	// 2. The link, and with it every address, route and neighbour that was made for it.
-	if err := errors.Join(n.deleteLink(rec.Pod.Link), delLink.Hit()); err != nil {
+	if err := errors.Join(n.deleteLinks(rec), delLink.Hit()); err != nil {
 		return err
 	}
 	// 3. The addresses rest from now on.
-	for _, a := range rec.Addrs() {
-		if err := n.release(a); err != nil {
-			return err
-		}
+	if err := n.releaseAll(rec); err != nil {
+		return err
 	}
 	if err := errors.Join(n.flush(), n.flushFlows(rec, false), delReleased.Hit()); err != nil {
 		return err
 	}
-	if err := errors.Join(n.store.Remove(rec.Pod.Link), delRecord.Hit()); err != nil {
+	if err := errors.Join(n.store.Remove(rec.Name()), delRecord.Hit()); err != nil {
 		return err
 	}
 	if small != nil {
 		return n.rules(nil)
+	}
+	return nil
+}
+
+// errShared says that elements of an attachment may be others' too, so that only the records can tell what stays.
+var errShared = errors.New("shared elements")
+
+// releaseAll lets the addresses of an attachment rest: in our pools for type berth, else where host-local keeps them.
+func (n *Network) releaseAll(rec *state.Record) error {
+	if rec.Type == "" {
+		for _, a := range rec.Addrs() {
+			if err := n.release(a); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, l := range rec.Leases {
+		d, err := n.Leases(l.Dir)
+		if err == nil {
+			err = d.Release(l.Addr, hostlocal.Holder{ContainerID: rec.ContainerID, IfName: rec.IfName})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteLinks deletes every link that goes with an attachment.
+func (n *Network) deleteLinks(rec *state.Record) error {
+	links := rec.Links
+	if rec.Type == "" {
+		links = append(links[:len(links):len(links)], rec.Pod.Link)
+	}
+	for _, l := range links {
+		if err := n.deleteLink(l); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/berth-project/berth/cni/internal/forwarding"
 	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/ruleset"
 	"github.com/berth-project/berth/cni/internal/spec"
@@ -14,7 +15,9 @@ var gcOne = failpoint.New("cni.gc.one")
 
 // GC takes off every attachment of this network that the runtime does not list. It goes on after a failure and
 // returns all of them.
-func (n *Network) GC(valid []netconf.Attachment) error {
+func (n *Network) GC(valid []netconf.Attachment) error { return n.gc("", valid) }
+
+func (n *Network) gc(typ string, valid []netconf.Attachment) error {
 	keep := make(map[netconf.Attachment]bool, len(valid))
 	for _, v := range valid {
 		keep[v] = true
@@ -25,7 +28,7 @@ func (n *Network) GC(valid []netconf.Attachment) error {
 	}
 	var bad []error
 	for _, r := range records {
-		if r.Network != n.conf.Name || keep[netconf.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}] {
+		if r.Type != typ || r.Network != n.conf.Name || keep[netconf.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}] {
 			continue
 		}
 		if err := errors.Join(n.remove(r), gcOne.Hit()); err != nil {
@@ -49,6 +52,13 @@ func (n *Network) Status() error {
 	}
 	if err := n.store.End(); err != nil {
 		return err
+	}
+	obstacles, err := forwarding.Obstacles(n.nft)
+	if err != nil {
+		return err
+	}
+	for _, o := range obstacles { // whether its rules let pods' packets pass, only its owner knows: no reason to be down
+		n.remark("%s: packets of pods are lost if its rules do not accept them", o)
 	}
 	free := map[bool]bool{}
 	var why error

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/berth-project/berth/cni/internal/hostlocal"
 	"github.com/berth-project/berth/cni/internal/ipam"
 	"github.com/berth-project/berth/cni/internal/linkdel"
 	"github.com/berth-project/berth/cni/internal/netconf"
@@ -58,7 +59,9 @@ type Network struct {
 	route *nlwire.Conn
 	nft   *nft.Conn
 	pools map[netip.Prefix]*ipam.Pool
-	log   io.Writer
+	// leases are the directories of host-local's format that were opened.
+	leases map[string]*hostlocal.Dir
+	log    io.Writer
 	// held says that a child holds the nf_tables socket, see Close.
 	held bool
 }
@@ -74,7 +77,7 @@ func Open(conf *netconf.Config, log io.Writer) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{conf: conf, log: log, pools: map[netip.Prefix]*ipam.Pool{}}
+	n := &Network{conf: conf, log: log, pools: map[netip.Prefix]*ipam.Pool{}, leases: map[string]*hostlocal.Dir{}}
 	if n.store, err = state.Open(conf.StateDir, strings.TrimSpace(string(boot)), lockPatience); err != nil {
 		return nil, err
 	}
@@ -98,6 +101,9 @@ func (n *Network) Close() error {
 	var errs []error
 	for _, p := range n.pools {
 		errs = append(errs, p.Close())
+	}
+	for _, d := range n.leases {
+		errs = append(errs, d.Close())
 	}
 	if n.route != nil {
 		errs = append(errs, n.route.Close())
@@ -200,7 +206,8 @@ func (n *Network) desired() (ruleset.Desired, error) {
 		return d, err
 	}
 	for _, nw := range nets {
-		d.NoMasquerade = append(append(d.NoMasquerade, nw.Pools...), nw.Exclude...)
+		d.NoMasquerade = append(append(d.NoMasquerade, nw.All()...), nw.Exclude...)
+		d.Bridged = append(d.Bridged, nw.Subnets...)
 	}
 	return d, nil
 }

@@ -5,8 +5,10 @@ import (
 	"net/netip"
 
 	"github.com/berth-project/berth/cni/internal/ipam"
+	"github.com/berth-project/berth/cni/internal/iptables"
 	"github.com/berth-project/berth/cni/internal/nlwire"
 	"github.com/berth-project/berth/cni/internal/rtnl"
+	"github.com/berth-project/berth/cni/internal/state"
 	"github.com/berth-project/berth/internal/failpoint"
 )
 
@@ -41,7 +43,7 @@ func (n *Network) repair() error {
 		if !r.Pending {
 			continue
 		}
-		if err := errors.Join(n.deleteLink(r.Pod.Link), n.store.Remove(r.Pod.Link), repairPending.Hit()); err != nil {
+		if err := errors.Join(n.undo(r), n.store.Remove(r.Name()), repairPending.Hit()); err != nil {
 			return err
 		}
 	}
@@ -49,25 +51,38 @@ func (n *Network) repair() error {
 	if err := errors.Join(n.resetPools(), repairPools.Hit()); err != nil {
 		return err
 	}
-	if err := errors.Join(n.rules(nil), repairRules.Hit()); err != nil {
+	if err := errors.Join(n.restore(), repairRules.Hit()); err != nil {
 		return err
 	}
 	return n.store.End()
 }
 
-// resetPools makes every pool that is known agree with the records.
-func (n *Network) resetPools() error {
+// undo takes back what an unfinished ADD may have made besides pools and table, which are made again as a whole.
+func (n *Network) undo(rec *state.Record) error {
+	bad := []error{n.deleteLinks(rec)}
+	if rec.IPTables != nil {
+		bad = append(bad, iptables.Remove(rec.IPTables))
+	}
+	if rec.Type != "" {
+		bad = append(bad, n.releaseAll(rec))
+	}
+	return errors.Join(bad...)
+}
+
+// resetPools makes every pool that is known agree with the records and with what was taken since.
+func (n *Network) resetPools(taken ...netip.Addr) error {
 	addrs, err := n.addrsInUse()
 	if err != nil {
 		return err
 	}
+	addrs = append(addrs, taken...)
 	nets, err := n.store.Networks()
 	if err != nil {
 		return err
 	}
 	subnets := n.conf.Pools()
 	for _, nw := range nets {
-		subnets = append(subnets, nw.Pools...)
+		subnets = append(subnets, nw.Own()...)
 	}
 	for _, s := range subnets {
 		p, err := n.pool(s)
@@ -95,7 +110,9 @@ func (n *Network) addrsInUse() ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, r := range records {
-		out = append(out, r.Addrs()...)
+		if r.Type == "" {
+			out = append(out, r.Addrs()...)
+		}
 	}
 	for _, v6 := range []bool{false, true} {
 		routes, err := n.ownRoutes(v6)
@@ -135,7 +152,7 @@ func (n *Network) release(a netip.Addr) error {
 	}
 	subnets := n.conf.Pools()
 	for _, nw := range nets {
-		subnets = append(subnets, nw.Pools...)
+		subnets = append(subnets, nw.Own()...)
 	}
 	for _, s := range subnets {
 		if !s.Contains(a) {
@@ -153,36 +170,4 @@ func (n *Network) release(a netip.Addr) error {
 		return err
 	}
 	return nil
-}
-
-// collectDead takes off attachments whose host end is gone: their namespace died and DEL was lost. It returns
-// how many there were.
-func (n *Network) collectDead() int {
-	records, _, err := n.store.List()
-	if err != nil {
-		return 0
-	}
-	ms, err := n.route.Query("list links", rtnl.DumpLinks())
-	if err != nil {
-		return 0
-	}
-	alive := map[string]bool{}
-	for _, m := range ms {
-		if l, ok := rtnl.ParseLink(m); ok {
-			alive[l.Name] = true
-		}
-	}
-	dead := 0
-	for _, r := range records {
-		if r.Pending || alive[r.Pod.Link] {
-			continue
-		}
-		if err := n.detach(r); err != nil {
-			n.remark("collect dead attachment %s: %v", r.Pod.Link, err)
-			continue
-		}
-		n.remark("collected the dead attachment of container %s (addresses %v): its network namespace is gone", r.ContainerID, r.Addrs())
-		dead++
-	}
-	return dead
 }

@@ -74,8 +74,8 @@ func podOps(rec *state.Record, index int32) []nlwire.Op {
 		if a.Is6() {
 			gw = Gateway6()
 		}
-		ops = append(ops, rtnl.AddAddr(index, a), rtnl.AddNeigh(index, gw, hostMAC()),
-			rtnl.AddRoute(rtnl.Route{Dst: defaultOf(a), Gateway: gw, Index: index, Protocol: unix.RTPROT_BOOT}))
+		ops = append(ops, rtnl.AddAddr(index, netip.PrefixFrom(a, a.BitLen())), rtnl.AddNeigh(index, gw, hostMAC()),
+			rtnl.AddRoute(rtnl.Route{Dst: defaultOf(a), Gateway: gw, Index: index, Protocol: unix.RTPROT_BOOT, OnLink: gw.Is4()}))
 	}
 	return ops
 }

@@ -46,6 +46,8 @@ type Veth struct {
 	MTU          int
 	PeerNS       int
 	Group        uint32
+	// Master is the index of the bridge whose port the host end becomes; 0 for none.
+	Master int32
 }
 
 func ifinfo(index int32, flags, change uint32) []byte {
@@ -60,12 +62,18 @@ func ifinfo(index int32, flags, change uint32) []byte {
 // move between namespaces, which would wait for RCU (15 ms), and no second queue, which would too.
 func AddVeth(v Veth) nlwire.Op {
 	end := func(m *nlwire.Builder, name string, mac MAC) {
-		m.Str(unix.IFLA_IFNAME, name).Bytes(unix.IFLA_ADDRESS, mac[:]).U32(unix.IFLA_MTU, uint32(v.MTU)).
-			U32(unix.IFLA_NUM_TX_QUEUES, 1).U32(unix.IFLA_NUM_RX_QUEUES, 1)
+		m.Str(unix.IFLA_IFNAME, name).Bytes(unix.IFLA_ADDRESS, mac[:])
+		if v.MTU > 0 {
+			m.U32(unix.IFLA_MTU, uint32(v.MTU))
+		}
+		m.U32(unix.IFLA_NUM_TX_QUEUES, 1).U32(unix.IFLA_NUM_RX_QUEUES, 1)
 	}
 	m := nlwire.New(unix.RTM_NEWLINK, ackCreate, ifinfo(0, unix.IFF_UP, unix.IFF_UP))
 	end(m, v.Name, v.MAC)
 	m.U32(unix.IFLA_GROUP, v.Group)
+	if v.Master != 0 {
+		m.U32(unix.IFLA_MASTER, uint32(v.Master))
+	}
 	m.Nest(unix.IFLA_LINKINFO, func(m *nlwire.Builder) {
 		m.Bytes(unix.IFLA_INFO_KIND, []byte("veth"))
 		m.Nest(unix.IFLA_INFO_DATA, func(m *nlwire.Builder) {
@@ -148,6 +156,12 @@ type Link struct {
 	MAC   MAC
 	Up    bool
 	Group uint32
+	// Kind is "veth", "bridge" and so on; Master is the index of the bridge that the link is a port of.
+	Kind   string
+	Master int32
+	// Promisc says whether anybody wants all packets; Allmulti is the interface's own flag.
+	Promisc, Allmulti bool
+	TxQLen            int
 }
 
 // GetLink asks for one link by name.
@@ -171,7 +185,8 @@ func ParseLink(m nlwire.Message) (l Link, ok bool) {
 		return l, false
 	}
 	l.Index = int32(nlwire.U32(m.Body[4:]))
-	l.Up = nlwire.U32(m.Body[8:])&unix.IFF_UP != 0
+	flags := nlwire.U32(m.Body[8:])
+	l.Up, l.Allmulti = flags&unix.IFF_UP != 0, flags&unix.IFF_ALLMULTI != 0
 	nlwire.Attrs(m.Body[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) {
 		switch typ {
 		case unix.IFLA_IFNAME:
@@ -186,6 +201,18 @@ func ParseLink(m nlwire.Message) (l Link, ok bool) {
 			l.Peer = int32(nlwire.U32(v))
 		case unix.IFLA_GROUP:
 			l.Group = nlwire.U32(v)
+		case unix.IFLA_MASTER:
+			l.Master = int32(nlwire.U32(v))
+		case unix.IFLA_PROMISCUITY:
+			l.Promisc = nlwire.U32(v) > 0
+		case unix.IFLA_TXQLEN:
+			l.TxQLen = int(nlwire.U32(v))
+		case unix.IFLA_LINKINFO:
+			nlwire.Attrs(v, func(typ uint16, v []byte) {
+				if typ == unix.IFLA_INFO_KIND {
+					l.Kind = nlwire.Str(v)
+				}
+			})
 		}
 	})
 	return l, true

@@ -8,13 +8,15 @@ import (
 	"github.com/berth-project/berth/cni/internal/nft"
 )
 
-// intervals turns prefixes into the elements of the two interval sets: sorted, merged where they touch or
-// overlap, because nf_tables refuses overlaps. Multicast never leaves as a pod's own traffic, so it is in.
-func intervals(prefixes []netip.Prefix) []nft.Element {
-	ps := append([]netip.Prefix{
-		netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8"),
-		netip.MustParsePrefix("fe80::/10"),
-	}, prefixes...)
+// multicast never leaves as a pod's own traffic.
+func multicast() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8"), netip.MustParsePrefix("fe80::/10")}
+}
+
+// intervals turns prefixes into the elements of the two interval sets of a name: sorted, merged where they touch or
+// overlap, because nf_tables refuses overlaps.
+func intervals(name string, prefixes []netip.Prefix) []nft.Element {
+	ps := slices.Clone(prefixes)
 	slices.SortFunc(ps, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Masked().Addr().Compare(b.Masked().Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
@@ -30,7 +32,7 @@ func intervals(prefixes []netip.Prefix) []nft.Element {
 		for !end.IsValid() && i < len(ps) && ps[i].Addr().Is4() == start.Is4() {
 			i++
 		}
-		set := "no-masquerade" + suffix(start)
+		set := name + suffix(start)
 		es = append(es, nft.Element{Set: set, Key: start.AsSlice()})
 		if end.IsValid() {
 			es = append(es, nft.Element{Set: set, Key: end.AsSlice(), IntervalEnd: true})

@@ -25,6 +25,7 @@ func rules(t nft.Table) []nlwire.Op {
 	add := func(chain string, exprs ...nft.Expr) { ops = append(ops, t.AddRule(chain, exprs...)) }
 	guardRules(add)
 	portRules(add)
+	isolateRules(add)
 	sourceRules(add)
 	return ops
 }
@@ -71,6 +72,15 @@ func portRules(add func(string, ...nft.Expr)) {
 	}
 }
 
+func isolateRules(add func(string, ...nft.Expr)) {
+	const chain, r = "isolate", nft.R0
+	pair := []nft.Expr{nft.Meta(nft.MetaIifName, r), nft.Meta(nft.MetaOifName, r+4)}
+	add(chain, append(pair[:2:2], nft.In("same-bridge", r), nft.Return())...)
+	add(chain, append(pair[:2:2], nft.In("isolated-bridge", r), nft.Counter(), nft.Drop())...)
+	add(chain, nft.Meta(nft.MetaIifName, r), nft.In("bridge", r), nft.Meta(nft.MetaOifName, r), nft.In("bridge", r),
+		nft.Counter(), nft.Drop())
+}
+
 func sourceRules(add func(string, ...nft.Expr)) {
 	const chain, r = "source", nft.R0
 	for _, v6 := range families() {
@@ -80,9 +90,13 @@ func sourceRules(add func(string, ...nft.Expr)) {
 		}
 		add(chain, ofFamily(v6, nft.SourceIP(v6, r), nft.DestIP(v6, r+n), nft.In("hairpin"+digit(v6), r), nft.Masquerade())...)
 		if !v6 {
-			add(chain, ofFamily(v6, nft.Meta(nft.MetaOifName, r), nft.Equal(r, []byte(LinkPrefix)...),
-				nft.SourceIPFirstByte(r), nft.Equal(r, loopbackNet), nft.Masquerade())...)
+			add(chain, ofFamily(v6, nft.SourceIPFirstByte(r), nft.Equal(r, loopbackNet),
+				nft.DestIP(v6, r), nft.DestIP(v6, r+n), nft.In("hairpin"+digit(v6), r), nft.Masquerade())...)
 		}
+		add(chain, append(append(ofFamily(v6), nft.WasDNATed()...), nft.DestIP(v6, r), nft.Meta(nft.MetaL4Proto, r+n),
+			nft.DestPort(r+n+1), nft.In("masquerade-port"+digit(v6), r), nft.Masquerade())...)
+		add(chain, append(append(ofFamily(v6), nft.WasDNATed()...), nft.SourceIP(v6, r), nft.In("bridged"+digit(v6), r),
+			nft.DestIP(v6, r), nft.In("bridged"+digit(v6), r), nft.Masquerade())...)
 		add(chain, ofFamily(v6, nft.SourceIP(v6, r), nft.In("masquerade"+digit(v6), r),
 			nft.DestIP(v6, r), nft.NotIn("no-masquerade"+digit(v6), r), nft.Masquerade())...)
 	}

@@ -8,12 +8,14 @@
 //	                              advertisement, redirect or DHCP answer
 //	prerouting  dstnat  ports-in  host ports, for destinations that are this node's own addresses
 //	output      dstnat  ports-out the same for the node's own connections
+//	forward     filter  isolate   nothing from one isolated bridge to another
 //	postrouting srcnat  source    masquerade of hairpins, of 127.0.0.1, and of pods that leave all pools
 package ruleset
 
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/berth-project/berth/cni/internal/nft"
 	"github.com/berth-project/berth/cni/internal/nlwire"
@@ -25,7 +27,7 @@ import (
 const LinkPrefix = "bth"
 
 // schema changes with every change of the rules or sets below; a table of another schema is replaced.
-const schema = "schema-1"
+const schema = "schema-2"
 
 // Table returns the table that the plugin owns.
 func Table() nft.Table { return nft.Table{Name: "berth-node"} }
@@ -49,6 +51,15 @@ type Pod struct {
 	// Masquerade says whether traffic that leaves all pools gets the node's address.
 	Masquerade bool
 	Ports      []HostPort
+
+	// NoSNAT leaves the source of packets to host ports alone, also from the pod itself and from 127.0.0.1.
+	NoSNAT bool `json:",omitempty"`
+	// MasqueradePorts gives whatever comes by a host port the node's address.
+	MasqueradePorts bool `json:",omitempty"`
+	// Bridge is what the pod is attached to if nothing may come to it from such bridges of other networks; with
+	// Isolated also nothing from its own.
+	Bridge   string `json:",omitempty"`
+	Isolated bool   `json:",omitempty"`
 }
 
 // Desired is everything the table holds.
@@ -56,6 +67,9 @@ type Desired struct {
 	Pods []Pod
 	// NoMasquerade are the pools of all networks, and what they exclude.
 	NoMasquerade []netip.Prefix
+	// Bridged are networks whose pods reach each other without passing this host: answers to what came by a host port
+	// would not come back to it.
+	Bridged []netip.Prefix
 }
 
 // Compile returns the transaction that makes the table from nothing or replaces it, atomically either way.
@@ -69,7 +83,8 @@ func Compile(d Desired) []nlwire.Op {
 		ops = append(ops, t.AddChain(c))
 	}
 	ops = append(ops, rules(t)...)
-	es := intervals(d.NoMasquerade)
+	es := append(intervals("no-masquerade", append(multicast(), d.NoMasquerade...)), Probe())
+	es = append(es, intervals("bridged", d.Bridged)...)
 	for _, p := range d.Pods {
 		es = append(es, Elements(p)...)
 	}
@@ -84,37 +99,56 @@ func Compile(d Desired) []nlwire.Op {
 	return append(ops, t.AddElements(es)...)
 }
 
-// AddPod returns the transaction that adds one pod to a table of this schema. On any other table it fails as a
+// AddPod returns the transaction that adds one pod, if it has anything, to a table of this schema. On any other table it fails as a
 // whole, and the caller replaces the table.
-func AddPod(p Pod) []nlwire.Op { return Table().AddElements(Elements(p)) }
+func AddPod(p Pod) []nlwire.Op {
+	es := Elements(p)
+	if len(es) == 0 {
+		return nil
+	}
+	return Table().AddElements(append([]nft.Element{Probe()}, es...))
+}
 
 // DelPod returns the transaction that takes one pod out. It fails as a whole if an element is missing.
 func DelPod(p Pod) []nlwire.Op {
-	es := slices.DeleteFunc(Elements(p), func(e nft.Element) bool { return e.Set == schema })
-	return Table().DeleteElements(es)
+	return Table().DeleteElements(Elements(p))
 }
 
 // Probe is the element that is there in every table of this schema.
 func Probe() nft.Element { return nft.Element{Set: schema, Key: nft.Port(0)} }
 
-// Elements lists a pod's elements, beginning with the one that makes sure of the schema.
+// Elements lists a pod's elements.
 func Elements(p Pod) []nft.Element {
-	es := []nft.Element{Probe()}
+	var es []nft.Element
 	link := nft.Name16(p.Link)
 	for _, a := range p.Addrs {
 		fam, ip := suffix(a), a.AsSlice()
-		es = append(es, nft.Element{Set: "source" + fam, Key: nft.Join(link, p.MAC[:], ip)})
+		if strings.HasPrefix(p.Link, LinkPrefix) {
+			es = append(es, nft.Element{Set: "source" + fam, Key: nft.Join(link, p.MAC[:], ip)})
+		}
 		if p.Masquerade {
 			es = append(es, nft.Element{Set: "masquerade" + fam, Key: ip})
 		}
-		if len(p.Ports) > 0 {
+		if len(p.Ports) > 0 && !p.NoSNAT {
 			es = append(es, nft.Element{Set: "hairpin" + fam, Key: nft.Join(ip, ip)})
 		}
 		for _, hp := range p.Ports {
-			if e, ok := portElement(hp, a); ok {
-				es = append(es, e)
+			e, ok := portElement(hp, a)
+			if !ok {
+				continue
+			}
+			es = append(es, e)
+			if p.MasqueradePorts {
+				es = append(es, nft.Element{Set: "masquerade-port" + fam, Key: nft.Join(ip, []byte{hp.Proto}, nft.Port(hp.Target))})
 			}
 		}
+	}
+	if p.Bridge != "" {
+		br, set := nft.Name16(p.Bridge), "same-bridge"
+		if p.Isolated {
+			set = "isolated-bridge"
+		}
+		es = append(es, nft.Element{Set: "bridge", Key: br}, nft.Element{Set: set, Key: nft.Join(br, br)})
 	}
 	return es
 }
@@ -140,7 +174,12 @@ func suffix(a netip.Addr) string {
 }
 
 func sets() []nft.Set {
-	ss := []nft.Set{{Name: schema, Key: []nft.Type{nft.Service()}}}
+	ss := []nft.Set{
+		{Name: schema, Key: []nft.Type{nft.Service()}},
+		{Name: "bridge", Key: []nft.Type{nft.IfName()}},
+		{Name: "same-bridge", Key: []nft.Type{nft.IfName(), nft.IfName()}},
+		{Name: "isolated-bridge", Key: []nft.Type{nft.IfName(), nft.IfName()}},
+	}
 	for _, f := range []struct {
 		suffix string
 		ip     nft.Type
@@ -151,7 +190,9 @@ func sets() []nft.Set {
 			nft.Set{Name: "source" + f.suffix, Key: []nft.Type{nft.IfName(), nft.Ether(), f.ip}},
 			nft.Set{Name: "masquerade" + f.suffix, Key: one},
 			nft.Set{Name: "no-masquerade" + f.suffix, Key: one, Interval: true},
+			nft.Set{Name: "bridged" + f.suffix, Key: one, Interval: true},
 			nft.Set{Name: "hairpin" + f.suffix, Key: []nft.Type{f.ip, f.ip}},
+			nft.Set{Name: "masquerade-port" + f.suffix, Key: []nft.Type{f.ip, nft.Proto(), nft.Service()}},
 			nft.Set{Name: "port" + f.suffix, Key: []nft.Type{nft.Proto(), nft.Service()}, Data: target},
 			nft.Set{Name: "port-ip" + f.suffix, Key: []nft.Type{f.ip, nft.Proto(), nft.Service()}, Data: target})
 	}
@@ -164,6 +205,7 @@ func chains() []nft.Chain {
 		{Name: "ports"},
 		{Name: "ports-in", Type: "nat", Hook: nft.HookPrerouting, Priority: nft.PriorityDstNAT},
 		{Name: "ports-out", Type: "nat", Hook: nft.HookOutput, Priority: nft.PriorityDstNAT},
+		{Name: "isolate", Type: "filter", Hook: nft.HookForward, Priority: nft.PriorityFilter},
 		{Name: "source", Type: "nat", Hook: nft.HookPostrouting, Priority: nft.PrioritySrcNAT},
 	}
 }

@@ -37,9 +37,9 @@ const (
 
 // Error is a failure with the code that the specification gives it.
 type Error struct {
-	Code    Code
-	Msg     string
-	Details string
+	Code    Code   `json:"code"`
+	Msg     string `json:"msg"`
+	Details string `json:"details"`
 	cause   error
 }
 

@@ -28,13 +28,18 @@ type Result struct {
 	DNS        DNS
 }
 
-// Interface is one end of an attachment; Sandbox is empty on the host.
+// Interface is one end of an attachment; Sandbox is empty on the host. MTU, SocketPath and PciID came with 1.1.0.
 type Interface struct {
-	Name    string `json:"name"`
-	MAC     string `json:"mac,omitempty"`
-	MTU     int    `json:"mtu,omitempty"`
-	Sandbox string `json:"sandbox,omitempty"`
+	Name       string `json:"name"`
+	MAC        string `json:"mac,omitempty"`
+	MTU        int    `json:"mtu,omitempty"`
+	Sandbox    string `json:"sandbox,omitempty"`
+	SocketPath string `json:"socketPath,omitempty"`
+	PciID      string `json:"pciID,omitempty"`
 }
+
+// NoInterface is the index of an address that is on no interface of the result, as an IPAM plugin answers.
+const NoInterface = -1
 
 // IP is an address on the interface of that index.
 type IP struct {
@@ -43,10 +48,16 @@ type IP struct {
 	Interface int
 }
 
-// Route is a route in the container.
+// Route is a route in the container; without GW it leads to the gateway of its family. What is behind GW came with
+// 1.1.0.
 type Route struct {
-	Dst netip.Prefix `json:"dst"`
-	GW  netip.Addr   `json:"gw"`
+	Dst      netip.Prefix `json:"dst"`
+	GW       netip.Addr   `json:"gw,omitzero"`
+	MTU      int          `json:"mtu,omitempty"`
+	AdvMSS   int          `json:"advmss,omitempty"`
+	Priority int          `json:"priority,omitempty"`
+	Table    *int         `json:"table,omitempty"`
+	Scope    *int         `json:"scope,omitempty"`
 }
 
 // DNS is passed through from the configuration or the runtime.
@@ -100,7 +111,7 @@ func (r Result) encodeOld(out map[string]any) {
 		var routes []Route
 		for _, rt := range r.Routes {
 			if rt.Dst.Addr().Is4() == ip.Address.Addr().Is4() {
-				routes = append(routes, rt)
+				routes = append(routes, Route{Dst: rt.Dst, GW: rt.GW})
 			}
 		}
 		if routes != nil {
@@ -112,15 +123,21 @@ func (r Result) encodeOld(out map[string]any) {
 
 // encodeNew writes 0.3.0 and later: the address family is named until 0.4.0, the MTU from 1.1.0 on.
 func (r Result) encodeNew(version string, out map[string]any) {
-	ifs := slices.Clone(r.Interfaces)
-	for i := range ifs {
-		if !AtLeast(version, "1.1.0") {
-			ifs[i].MTU = 0
+	ifs, routes := slices.Clone(r.Interfaces), slices.Clone(r.Routes)
+	if !AtLeast(version, "1.1.0") {
+		for i := range ifs {
+			ifs[i].MTU, ifs[i].SocketPath, ifs[i].PciID = 0, "", ""
+		}
+		for i := range routes {
+			routes[i] = Route{Dst: routes[i].Dst, GW: routes[i].GW}
 		}
 	}
 	ips := make([]map[string]any, 0, len(r.IPs))
 	for _, ip := range r.IPs {
-		one := map[string]any{"address": ip.Address, "interface": ip.Interface}
+		one := map[string]any{"address": ip.Address}
+		if ip.Interface >= 0 {
+			one["interface"] = ip.Interface
+		}
 		if ip.Gateway.IsValid() {
 			one["gateway"] = ip.Gateway
 		}
@@ -132,8 +149,13 @@ func (r Result) encodeNew(version string, out map[string]any) {
 		}
 		ips = append(ips, one)
 	}
-	out["interfaces"], out["ips"] = ifs, ips
-	if r.Routes != nil {
-		out["routes"] = r.Routes
+	if len(ifs) > 0 {
+		out["interfaces"] = ifs
+	}
+	if len(ips) > 0 {
+		out["ips"] = ips
+	}
+	if len(routes) > 0 {
+		out["routes"] = routes
 	}
 }

@@ -3,9 +3,11 @@
 //
 //	lock                 flock(2)ed by every verb; holds the boot id, one byte that says "a change is under way", and
 //	                     when nftables elements were deleted last
-//	attachments/<link>   one attachment, sealed JSON, named after its host end; <link>.pending while ADD runs
+//	attachments/<name>   one attachment, sealed JSON, named after its host end or its type; <name>.pending while ADD
+//	                     runs
 //	networks/<name>      the pools and exclusions of a network, sealed JSON
 //	pools/<subnet>       the addresses of a subnet (package ipam)
+//	leases/<hash>/       the same for directories of leases that host-local keeps elsewhere (package hostlocal)
 //	quarantine/          records that were damaged
 //
 // Nothing is synced to disk: a killed process leaves the page cache intact, and a power cut ends every
@@ -147,7 +149,7 @@ func (s *Store) mark(m string) error {
 
 // Wipe removes every record and pool: they are of another boot, and nothing they speak of exists.
 func (s *Store) Wipe() error {
-	for _, d := range []string{"attachments", "networks", "pools"} {
+	for _, d := range []string{"attachments", "networks", "pools", "leases"} {
 		if err := os.RemoveAll(filepath.Join(s.dir, d)); err != nil {
 			return err
 		}
@@ -157,6 +159,9 @@ func (s *Store) Wipe() error {
 
 // Pools is the directory of pool files.
 func (s *Store) Pools() string { return filepath.Join(s.dir, "pools") }
+
+// Leases is the directory of what is cached of directories in host-local's format.
+func (s *Store) Leases() string { return filepath.Join(s.dir, "leases") }
 
 // Quarantine moves a file of the store aside.
 func (s *Store) Quarantine(path string) error {
@@ -192,19 +197,60 @@ func writeJSON(path string, v any) error {
 
 // Network is what all attachments of a network have in common.
 type Network struct {
-	Name    string         `json:"name"`
-	Pools   []netip.Prefix `json:"pools"`
+	Name  string         `json:"name"`
+	Pools []netip.Prefix `json:"pools"`
+	// Subnets are those whose addresses another IPAM gives out.
+	Subnets []netip.Prefix `json:"subnets,omitempty"`
+	// Runtime are pools that a runtime asked for, for some attachments.
+	Runtime []netip.Prefix `json:"runtime,omitempty"`
 	Exclude []netip.Prefix `json:"exclude,omitempty"`
 }
 
-// SaveNetwork records a network and says whether that changed anything.
+// All are the subnets of the network, whoever gives out their addresses.
+func (n Network) All() []netip.Prefix {
+	return slices.Concat(n.Pools, n.Runtime, n.Subnets)
+}
+
+// Own are the subnets whose addresses we give out.
+func (n Network) Own() []netip.Prefix { return slices.Concat(n.Pools, n.Runtime) }
+
+// SaveNetwork records a network and says whether that changed anything. What runtimes asked for adds up.
 func (s *Store) SaveNetwork(n Network) (changed bool, err error) {
 	path := filepath.Join(s.dir, "networks", n.Name)
 	var old Network
-	if readJSON(path, &old) == nil && slices.Equal(old.Pools, n.Pools) && slices.Equal(old.Exclude, n.Exclude) {
-		return false, nil
+	if readJSON(path, &old) == nil {
+		for _, p := range n.Runtime {
+			if !slices.Contains(old.Runtime, p) {
+				old.Runtime, changed = append(old.Runtime, p), true
+			}
+		}
+		n.Runtime = old.Runtime
+		if !changed && slices.Equal(old.Pools, n.Pools) && slices.Equal(old.Exclude, n.Exclude) {
+			return false, nil
+		}
 	}
 	return true, writeJSON(path, n)
+}
+
+// AddSubnets records subnets of a network whose addresses another IPAM gives out, and says whether one was new.
+func (s *Store) AddSubnets(name string, subnets []netip.Prefix) (changed bool, err error) {
+	path := filepath.Join(s.dir, "networks", name)
+	var nw Network
+	if err := readJSON(path, &nw); err != nil && !errors.Is(err, errs.NotFound) {
+		if err := s.Quarantine(path); err != nil {
+			return false, err
+		}
+	}
+	for _, p := range subnets {
+		if !slices.Contains(nw.Subnets, p) {
+			nw.Subnets, changed = append(nw.Subnets, p), true
+		}
+	}
+	if !changed {
+		return false, nil
+	}
+	nw.Name = name
+	return true, writeJSON(path, nw)
 }
 
 // Networks lists all networks. A damaged record is set aside: the next ADD of its network writes it again.

@@ -83,7 +83,7 @@ func (d *daemon) assemble(conf config.Config, facts machine.Facts, groups *cgrou
 	d.debug = newDebugServer(conf.DebugSocket, d.images)
 	oci, handlers := handlers(conf)
 	d.pods = pod.New(pod.Config{
-		Root: conf.Root, State: conf.State, OCI: oci, Cgroups: groups, DefaultPod: filepath.Join(conf.Cgroup.Own, "pods"),
+		Root: conf.Root, State: conf.State, OCI: oci, Cgroups: groups, DefaultPod: filepath.Join(conf.Cgroup.Own, "pods"), CDIDirs: conf.CDIDirs,
 		Features: pod.Features{BootID: facts.BootID, LastCap: facts.LastCap, AppArmor: facts.AppArmor, SELinux: facts.SELinux},
 		Log:      d.log, Timeline: d.debug.phase,
 	}, d.store, d.images, d.network)

@@ -145,27 +145,27 @@ func inheritCpuset(mount, path string) error {
 	}
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		own := filepath.Join(mount, path, file)
-		have, err := os.ReadFile(own) //nolint:gosec // below the mount
+		have, err := read(own)
 		if err != nil {
 			return err
 		}
-		if len(bytes.TrimSpace(have)) > 0 {
+		if have != "" {
 			continue
 		}
 		parent := filepath.Dir(path)
-		from, err := os.ReadFile(filepath.Join(mount, parent, file)) //nolint:gosec // below the mount
+		from, err := read(filepath.Join(mount, parent, file))
 		if err != nil {
 			return err
 		}
-		if len(bytes.TrimSpace(from)) == 0 {
+		if from == "" {
 			if err := inheritCpuset(mount, parent); err != nil {
 				return err
 			}
-			if from, err = os.ReadFile(filepath.Join(mount, parent, file)); err != nil { //nolint:gosec // below the mount
+			if from, err = read(filepath.Join(mount, parent, file)); err != nil {
 				return err
 			}
 		}
-		if err := write(own, string(bytes.TrimSpace(from))); err != nil {
+		if err := write(own, from); err != nil {
 			return err
 		}
 	}
@@ -180,16 +180,16 @@ func delegate(mount, path string) error {
 		return nil
 	}
 	parent := filepath.Join(mount, filepath.Dir(path))
-	have, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers")) //nolint:gosec // below the mount
+	have, err := read(filepath.Join(parent, "cgroup.controllers"))
+	if err != nil || have == "" {
+		return err
+	}
+	on, err := read(filepath.Join(parent, "cgroup.subtree_control"))
 	if err != nil {
 		return err
 	}
-	on, err := os.ReadFile(filepath.Join(parent, "cgroup.subtree_control")) //nolint:gosec // below the mount
-	if err != nil {
-		return err
-	}
-	enabled := strings.Fields(string(on))
-	for _, c := range strings.Fields(string(have)) {
+	enabled := strings.Fields(on)
+	for c := range strings.FieldsSeq(have) {
 		if slices.Contains(enabled, c) {
 			continue
 		}
@@ -199,29 +199,6 @@ func delegate(mount, path string) error {
 		}
 	}
 	return nil
-}
-
-// write sets a cgroup file. It makes the three system calls itself: os.OpenFile would also offer the file to the
-// runtime's poller, which doubles the calls of a container's start.
-func write(file, text string) error {
-	f, err := openRaw(file, unix.O_WRONLY)
-	if err != nil {
-		return err
-	}
-	_, werr := unix.Write(int(f.Fd()), []byte(text))
-	if err := errors.Join(werr, f.Close()); err != nil {
-		return fmt.Errorf("write %q: %w", text, err)
-	}
-	return nil
-}
-
-// openRaw opens a file that the runtime's poller is not told of.
-func openRaw(file string, flags int) (*os.File, error) {
-	fd, err := unix.Open(file, flags|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: file, Err: err}
-	}
-	return os.NewFile(uintptr(fd), file), nil
 }
 
 // Handles are open descriptors by which a process is started inside a group.

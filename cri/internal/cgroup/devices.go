@@ -22,16 +22,26 @@ func (l *Layout) SetDevices(path string, rules []specs.LinuxDeviceCgroup) error 
 	if dir == "" {
 		return nil
 	}
-	if err := write(dir+path+"/devices.deny", "a"); err != nil {
+	deny, err := open(dir+path+"/devices.deny", unix.O_WRONLY)
+	if err != nil {
+		return fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	defer unix.Close(deny) //nolint:errcheck // every write said how it went
+	allow, err := open(dir+path+"/devices.allow", unix.O_WRONLY)
+	if err != nil {
+		return fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	defer unix.Close(allow) //nolint:errcheck // as above
+	if err := put(deny, "a"); err != nil {
 		return fmt.Errorf("cgroup %s: devices.deny: %w", path, err)
 	}
 	for _, r := range rules {
-		file := "/devices.deny"
+		to, name := deny, "devices.deny"
 		if r.Allow {
-			file = "/devices.allow"
+			to, name = allow, "devices.allow"
 		}
-		if err := write(dir+path+file, ruleV1(r)); err != nil {
-			return fmt.Errorf("cgroup %s: %s: %w", path, file[1:], err)
+		if err := put(to, ruleV1(r)); err != nil {
+			return fmt.Errorf("cgroup %s: %s: %w", path, name, err)
 		}
 	}
 	return nil

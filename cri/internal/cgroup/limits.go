@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -212,11 +211,10 @@ func ValidUnified(key string) error {
 }
 
 func readUint(file string) (uint64, error) {
-	b, err := os.ReadFile(file) //nolint:gosec // below a cgroup mount
+	s, err := read(file)
 	if err != nil {
 		return 0, err
 	}
-	s := strings.TrimSpace(string(b))
 	if s == "max" {
 		return 1<<63 - 1, nil
 	}

@@ -19,6 +19,7 @@ type Stats struct {
 
 	MemoryUsage, MemoryLimit             uint64 // limit is math.MaxUint64 when there is none
 	InactiveFile, RSS, Cache, MappedFile uint64
+	ActiveFile, KernelMemory             uint64
 	PageFaults, MajorFaults              uint64
 	MemoryFailures, MaxUsage             uint64
 	SwapUsage, SwapLimit                 uint64
@@ -27,6 +28,21 @@ type Stats struct {
 	Pids, PidsLimit uint64
 
 	CPU, Memory, IO Pressure
+
+	Devices []DeviceIO // by device, in no order
+	Huge    []HugePages
+}
+
+// DeviceIO is what a group has read from and written to a block device.
+type DeviceIO struct {
+	Major, Minor                         uint64
+	ReadBytes, WriteBytes, Reads, Writes uint64
+}
+
+// HugePages is a group's use of one size of huge pages, "2MB". Max is 0 where the kernel does not keep it (v2).
+type HugePages struct {
+	Size       string
+	Usage, Max uint64 // bytes
 }
 
 // Pressure is a PSI file (Documentation/accounting/psi.rst); totals in µs.
@@ -67,6 +83,7 @@ func (l *Layout) readV2(path string) (Stats, error) {
 	s := Stats{
 		CPUUsage: cpu["usage_usec"] * 1000, CPUUser: cpu["user_usec"] * 1000, CPUSystem: cpu["system_usec"] * 1000,
 		Periods: cpu["nr_periods"], Throttled: cpu["nr_throttled"], ThrottledTime: cpu["throttled_usec"] * 1000,
+		ActiveFile: mem["active_file"], KernelMemory: mem["kernel"], Devices: l.ioV2(dir), Huge: l.hugePages(path),
 		InactiveFile: mem["inactive_file"], RSS: mem["anon"], Cache: mem["file"], MappedFile: mem["file_mapped"],
 		PageFaults: mem["pgfault"], MajorFaults: mem["pgmajfault"],
 		MemoryUsage: number(dir, "memory.current"), MemoryLimit: number(dir, "memory.max"), MaxUsage: number(dir, "memory.peak"),
@@ -88,7 +105,9 @@ func (l *Layout) readV1(path string) (Stats, error) {
 	}
 	s := Stats{
 		CPUUsage: number(dir("cpuacct"), "cpuacct.usage"), CPUUser: number(dir("cpuacct"), "cpuacct.usage_user"),
-		CPUSystem:    number(dir("cpuacct"), "cpuacct.usage_sys"),
+		CPUSystem:  number(dir("cpuacct"), "cpuacct.usage_sys"),
+		ActiveFile: mem["total_active_file"], KernelMemory: number(dir("memory"), "memory.kmem.usage_in_bytes"),
+		Devices: l.ioV1(dir("blkio")), Huge: l.hugePages(path),
 		InactiveFile: mem["total_inactive_file"], RSS: mem["total_rss"], Cache: mem["total_cache"], MappedFile: mem["total_mapped_file"],
 		PageFaults: mem["total_pgfault"], MajorFaults: mem["total_pgmajfault"],
 		MemoryUsage: number(dir("memory"), "memory.usage_in_bytes"), MemoryLimit: number(dir("memory"), "memory.limit_in_bytes"),

@@ -23,6 +23,8 @@ type Config struct {
 	// DebugSocket serves Prometheus metrics (/metrics), pprof (/debug/pprof) and /timeline.
 	DebugSocket string `toml:"debug_socket" comment:"Unix socket for Prometheus metrics and pprof; empty: none."`
 	LogLevel    string `toml:"log_level" comment:"debug, info, warn or error."`
+	// CDIDirs are where device plugins describe devices (tags.cncf.io/container-device-interface).
+	CDIDirs []string `toml:"cdi_dirs" comment:"Directories of CDI specifications; a later one is preferred."`
 
 	Shim    Shim               `toml:"shim"`
 	Cgroup  Cgroup             `toml:"cgroup"`
@@ -77,9 +79,9 @@ type Runtime struct {
 func Default() Config {
 	return Config{
 		Root: "/var/lib/berth", State: "/run/berth", Socket: "/run/berth/cri.sock", DebugSocket: "/run/berth/debug.sock",
-		LogLevel: "info",
-		Shim:     Shim{PodsPer: 128},
-		Cgroup:   Cgroup{Driver: "cgroupfs", Own: "/berth"},
+		LogLevel: "info", CDIDirs: []string{"/etc/cdi", "/var/run/cdi"},
+		Shim:   Shim{PodsPer: 128},
+		Cgroup: Cgroup{Driver: "cgroupfs", Own: "/berth"},
 		Image: Image{
 			HostsDir: "/etc/berth/certs.d", PreloadDir: "/var/lib/berth/preload", StallSeconds: 30, MinThroughput: 1024,
 		},
@@ -141,6 +143,11 @@ func (c Config) Validate() error {
 	} {
 		if !filepath.IsAbs(p) {
 			bad(key, "%q is not an absolute path", p)
+		}
+	}
+	for _, p := range c.CDIDirs {
+		if !filepath.IsAbs(p) {
+			bad("cdi_dirs", "%q is not an absolute path", p)
 		}
 	}
 	if len(c.Socket) > 107 {

@@ -22,10 +22,10 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/cri/internal/layers"
 	"github.com/berth-project/berth/cri/internal/registry"
+	"github.com/berth-project/berth/internal/lockfile"
 	"github.com/berth-project/berth/proto/errs"
 )
 
@@ -195,13 +195,12 @@ func (s *Service) lockPath() string { return filepath.Join(s.cfg.Root, "lock") }
 
 // lock takes the store's lock file for this process.
 func (s *Service) lock() (*os.File, error) {
-	f, err := os.OpenFile(s.lockPath(), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	f, err := lockfile.Take(s.lockPath())
+	var held *lockfile.Held
+	if errors.As(err, &held) {
+		return nil, errs.FailedPrecondition.Errorf("image store %s is in use: stop that process first: %w", s.cfg.Root, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		err = errs.FailedPrecondition.Errorf("image store %s is in use by another process: %w", s.cfg.Root, err)
-		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }

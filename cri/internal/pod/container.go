@@ -31,15 +31,18 @@ type Container struct {
 	StopSet   bool        // the config or the image chose it
 	LogPath   string      // absolute, or ""
 
-	op      sync.Mutex    // one life-cycle operation at a time; held across I/O
-	done    chan struct{} // closed when EXITED
-	cleaned chan struct{} // closed when its group is removed and its supervisor forgot it
-	spec    *specs.Spec   // without seccomp
-	raw     []byte        // spec as JSON, from Create to Start
-	seccomp string        // digest of the profile, or ""
-	join    []string
-	pidOf   string
-	images  []string // holders of image volumes
+	op          sync.Mutex    // one life-cycle operation at a time; held across I/O
+	done        chan struct{} // closed when EXITED
+	cleaned     chan struct{} // closed when its group is removed and its supervisor forgot it
+	spec        *specs.Spec   // without seccomp
+	raw         []byte        // spec as JSON, from Create to Start
+	seccomp     string        // digest of the profile, or ""
+	join        []string
+	pidOf       string
+	images      []string                     // holders of image volumes
+	loaderCache []byte                       // merged ld.so.cache, within Create
+	grouped     *cri.LinuxContainerResources // the limits that its group has; nil: it has no group. Guarded by op
+	barred      bool                         // it is being stopped or removed: no start any more. Guarded by op
 
 	mu sync.Mutex
 	st ContainerState

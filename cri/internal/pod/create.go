@@ -92,6 +92,7 @@ func (m *Manager) create(ctx context.Context, p *Pod, config *cri.ContainerConfi
 	m.mu.Lock()
 	m.containers[c.ID] = c
 	m.mu.Unlock()
+	m.groupAhead(c, p)
 	m.publish(cri.ContainerEventType_CONTAINER_CREATED_EVENT, p.ID, c.ID)
 	if m.cfg.Timeline != nil {
 		m.cfg.Timeline(p.ID, Phase{Name: "create " + config.GetMetadata().GetName(), Start: start, Took: time.Since(start)})
@@ -147,6 +148,9 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 	}
 	out, err := spec.Compile(in)
 	if err != nil {
+		return err
+	}
+	if err := m.inject(c, out.Spec, lower); err != nil {
 		return err
 	}
 	c.join, c.pidOf = out.Join, out.PidOf
@@ -217,6 +221,12 @@ func (m *Manager) prepare(c *Container) (err error) {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil && !errors.Is(err, os.ErrExist) { //nolint:gosec // the rootfs's own mode
 			return err
 		}
+	}
+	if c.loaderCache != nil {
+		if err := os.WriteFile(filepath.Join(dir, "ld.so.cache"), c.loaderCache, 0o644); err != nil { //nolint:gosec // every user in the container reads it
+			return err
+		}
+		c.loaderCache = nil
 	}
 	if c.raw, err = json.Marshal(c.spec); err != nil {
 		return err

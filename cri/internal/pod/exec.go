@@ -58,6 +58,12 @@ func (m *Manager) exec(ctx context.Context, c *Container, cmd []string, tty bool
 	if st := c.State().CRI(); st != cri.ContainerState_CONTAINER_RUNNING {
 		return nil, errs.FailedPrecondition.Errorf("container %s is %s, not running", c.ID, st)
 	}
+	if err := m.silent(c); err != nil {
+		return nil, err
+	}
+	if c.spec == nil {
+		return nil, errs.FailedPrecondition.Errorf("container %s takes no exec: its spec was lost; replace the container", c.ID)
+	}
 	group, err := m.Group(c)
 	if err != nil {
 		return nil, err

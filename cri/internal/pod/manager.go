@@ -21,6 +21,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-project/berth/cri/internal/cdi"
 	"github.com/berth-project/berth/cri/internal/cgroup"
 	"github.com/berth-project/berth/cri/internal/image"
 	"github.com/berth-project/berth/cri/internal/network"
@@ -72,6 +73,7 @@ type Config struct {
 	OCI         map[string]OCIRuntime     // RuntimeClass handlers that are command line runtimes
 	Cgroups     *cgroup.Layout            // hierarchies
 	DefaultPod  string                    // cgroup parent of pods whose config names none
+	CDIDirs     []string                  // where CDI specifications are, later ones before earlier ones
 	Features    Features                  // what this machine can do
 	Now         func() time.Time          // clock
 	Log         *slog.Logger              // injected
@@ -105,6 +107,8 @@ type Manager struct {
 	images   Images
 	network  Network
 	shims    *shims.Pool
+	limbo    limbo
+	cdi      *cdi.Registry
 	accounts accountCache
 	bus      bus
 	profiles profileCache
@@ -127,7 +131,7 @@ func New(cfg Config, records Records, images Images, net Network) *Manager {
 	}
 	life, end := context.WithCancel(context.Background()) //nolint:gosec // ended by Close
 	return &Manager{
-		cfg: cfg, records: records, images: images, network: net, life: life, end: end,
+		cfg: cfg, records: records, images: images, network: net, life: life, end: end, cdi: cdi.New(cfg.CDIDirs),
 		recovered: make(chan struct{}), pods: map[string]*Pod{}, containers: map[string]*Container{}, flights: map[string]*flight{},
 	}
 }

@@ -91,7 +91,7 @@ func (n *node) up() {
 		n.t.Fatal(err)
 	}
 	n.Manager = New(Config{
-		Root: filepath.Join(n.dir, "lib"), State: filepath.Join(n.dir, "run"), Cgroups: n.groups, DefaultPod: n.own + "/pods",
+		Root: filepath.Join(n.dir, "lib"), State: filepath.Join(n.dir, "run"), Cgroups: n.groups, DefaultPod: n.own + "/pods", CDIDirs: []string{n.cdiDir()},
 		Features: Features{BootID: n.boot, LastCap: 40}, Log: n.log,
 	}, n.store, n.images, n.net)
 	n.pool = shims.New(shims.Config{

@@ -11,6 +11,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-project/berth/cri/internal/shims"
 	"github.com/berth-project/berth/internal/atomicfile"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
@@ -33,14 +34,14 @@ func (m *Manager) Recover(ctx context.Context) error {
 	if err := m.recoverProfiles(); err != nil {
 		m.cfg.Log.Error("seccomp profiles: containers that name a lost one take no exec", "error", err)
 	}
-	pods, containers, err := m.shims.Recover(ctx)
+	found, err := m.shims.Recover(ctx, m.regained)
 	if err != nil {
 		return err
 	}
-	m.recoverContainers(containers, oldContainers)
+	m.recoverContainers(found, oldContainers)
 	close(m.recovered)
-	m.recoverPods(ctx, pods, oldPods)
-	m.endStrangers(ctx, pods, containers)
+	m.recoverPods(ctx, found, oldPods)
+	m.endStrangers(ctx, found)
 	m.images.Retain(m.holders())
 	m.emptyTrash()
 	gctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -117,14 +118,17 @@ func (m *Manager) loadContainers() (map[string]bool, error) {
 			continue
 		}
 		if m.pods[c.PodID] == nil {
-			m.cfg.Log.Warn("container of a pod that is gone is removed", "container", id)
-			if err := m.discardContainer(c); err != nil {
-				m.cfg.Log.Error("container not removed", "container", id, "error", err)
-			}
+			m.dropContainer(c, "container of a pod that is gone is removed")
 			continue
 		}
-		if err := m.loadSpec(c); err != nil && c.State().CRI() != cri.ContainerState_CONTAINER_EXITED {
-			m.cfg.Log.Error("container's spec is lost: it runs, but takes no exec", "container", id, "error", err)
+		if err := m.loadSpec(c); err != nil {
+			switch c.State().CRI() {
+			case cri.ContainerState_CONTAINER_CREATED: // the spec is the last that Create writes
+				m.dropContainer(c, "container whose making was interrupted is removed")
+				continue
+			case cri.ContainerState_CONTAINER_RUNNING:
+				m.cfg.Log.Error("container's spec is lost: it runs, but takes no exec", "container", id, "error", err)
+			}
 		}
 		old[c.ID] = boot != m.cfg.Features.BootID
 		m.containers[c.ID] = c
@@ -132,9 +136,16 @@ func (m *Manager) loadContainers() (map[string]bool, error) {
 	return old, nil
 }
 
-func (m *Manager) recoverContainers(alive map[string]v1.ContainerState, old map[string]bool) {
+func (m *Manager) dropContainer(c *Container, why string) {
+	m.cfg.Log.Warn(why, "container", c.ID)
+	if err := m.discardContainer(c); err != nil {
+		m.cfg.Log.Error("container not removed", "container", c.ID, "error", err)
+	}
+}
+
+func (m *Manager) recoverContainers(found shims.Found, old map[string]bool) {
 	for _, c := range m.Containers() {
-		st, known := alive[c.ID]
+		st, known := found.Containers[c.ID]
 		switch c.State().CRI() {
 		case cri.ContainerState_CONTAINER_EXITED:
 			close(c.done)
@@ -152,8 +163,12 @@ func (m *Manager) recoverContainers(alive map[string]v1.ContainerState, old map[
 			}
 			c.set(func(s *ContainerState) { s.StartedAt, s.Pid = st.StartedAt, st.Pid })
 		}
-		if known && st.Exit == nil && !old[c.ID] {
+		switch {
+		case known && st.Exit == nil && !old[c.ID]:
 			m.resume(c)
+			continue
+		case !known && !old[c.ID] && found.Silent > 0 && m.lives(c):
+			m.limbo.put(c.ID)
 			continue
 		}
 		m.finish(c.ID, m.lastWord(c, st, known))
@@ -197,10 +212,10 @@ func (m *Manager) lastWord(c *Container, st v1.ContainerState, known bool) v1.Ex
 	return v1.Exit{Code: 255, Unknown: true, At: m.cfg.Now()}
 }
 
-func (m *Manager) recoverPods(ctx context.Context, alive map[string]v1.PodState, old map[string]bool) {
+func (m *Manager) recoverPods(ctx context.Context, found shims.Found, old map[string]bool) {
 	for _, p := range m.Pods() {
 		st := p.State()
-		_, held := alive[p.ID]
+		_, held := found.Pods[p.ID]
 		switch {
 		case st.Creating:
 			m.cfg.Log.Warn("pod whose making was interrupted is torn down", "pod", p.ID)
@@ -212,6 +227,9 @@ func (m *Manager) recoverPods(ctx context.Context, alive map[string]v1.PodState,
 			}
 			p.set(func(s *PodState) { s.Creating, s.Undone = false, true })
 		case st.Ready && held && !old[p.ID]:
+			continue
+		case st.Ready && found.Silent > 0 && !old[p.ID]:
+			m.limbo.put(p.ID)
 			continue
 		case st.Ready:
 			m.lose(ctx, p, old[p.ID])
@@ -234,9 +252,9 @@ func (m *Manager) lose(ctx context.Context, p *Pod, reboot bool) {
 }
 
 // endStrangers ends what supervisors hold without a record.
-func (m *Manager) endStrangers(ctx context.Context, pods map[string]v1.PodState, containers map[string]v1.ContainerState) {
-	for id, st := range containers {
-		if m.containers[id] != nil {
+func (m *Manager) endStrangers(ctx context.Context, found shims.Found) {
+	for id, st := range found.Containers {
+		if _, err := m.Container(id); err == nil {
 			continue
 		}
 		m.cfg.Log.Warn("container without a record is ended", "container", id, "pod", st.Pod)
@@ -244,8 +262,8 @@ func (m *Manager) endStrangers(ctx context.Context, pods map[string]v1.PodState,
 			m.cfg.Log.Error("stranger not ended", "container", id, "error", err)
 		}
 	}
-	for id := range pods {
-		if m.pods[id] != nil {
+	for id := range found.Pods {
+		if _, err := m.Pod(id); err == nil {
 			continue
 		}
 		m.cfg.Log.Warn("pod without a record is released", "pod", id)

@@ -29,7 +29,10 @@ func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
 }
 
 func (m *Manager) removeContainer(ctx context.Context, c *Container) error {
-	if err := m.stopContainer(ctx, c, 0); err != nil {
+	if err := errors.Join(m.stopContainer(ctx, c, 0), m.bar(c)); err != nil {
+		return err
+	}
+	if err := m.stopContainer(ctx, c, 0); err != nil { // a start that was under way
 		return err
 	}
 	c.op.Lock()

@@ -12,7 +12,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-project/berth/cri/internal/spec"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
@@ -43,7 +42,23 @@ func (m *Manager) Start(ctx context.Context, id string) error {
 
 func (m *Manager) start(ctx context.Context, c *Container) error {
 	c.op.Lock()
-	defer c.op.Unlock()
+	if err := m.startHeld(ctx, c); err != nil {
+		c.op.Unlock()
+		return err
+	}
+	m.work.Add(1)
+	go func() { // the supervisor knows as much: a daemon that dies before this is on disk hears it from there
+		defer m.work.Done()
+		defer c.op.Unlock()
+		if err := m.saveContainer(c); err != nil {
+			m.cfg.Log.Error("start not recorded", "container", c.ID, "error", err)
+		}
+	}()
+	return nil
+}
+
+// startHeld is start without its record. The caller holds c.op.
+func (m *Manager) startHeld(ctx context.Context, c *Container) error {
 	if st := c.State().CRI(); st != cri.ContainerState_CONTAINER_CREATED {
 		return errs.FailedPrecondition.Errorf("container %s is %s: only a created container can be started", c.ID, st)
 	}
@@ -51,7 +66,7 @@ func (m *Manager) start(ctx context.Context, c *Container) error {
 	if err != nil {
 		return err
 	}
-	if !p.State().Ready {
+	if !p.State().Ready || c.barred {
 		return errs.FailedPrecondition.Errorf("pod %s is not ready: it is stopped", p.ID)
 	}
 	began := time.Now()
@@ -61,7 +76,7 @@ func (m *Manager) start(ctx context.Context, c *Container) error {
 		return fmt.Errorf("start container %s: %w", c.Config.GetMetadata().GetName(), err)
 	}
 	c.set(func(s *ContainerState) { s.StartedAt, s.Pid = started.At, started.Pid })
-	if err := errors.Join(failStartStarted.Hit(), m.saveContainer(c)); err != nil {
+	if err := failStartStarted.Hit(); err != nil {
 		return err
 	}
 	m.publish(cri.ContainerEventType_CONTAINER_STARTED_EVENT, c.PodID, c.ID)
@@ -82,6 +97,7 @@ func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started sta
 	}
 	defer func() {
 		if err != nil { // nothing of a failed start may run on, whatever its supervisor got done
+			c.grouped = nil
 			err = errors.Join(err, m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(group))
 		}
 	}()
@@ -104,23 +120,6 @@ func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started sta
 type startedProcess struct {
 	Pid int
 	At  time.Time
-}
-
-func (m *Manager) makeGroup(c *Container, group string) error {
-	if err := m.cfg.Cgroups.Ensure(group); err != nil {
-		return err
-	}
-	r, err := spec.Resources(c.State().Resources)
-	if err != nil {
-		return err
-	}
-	if err := m.cfg.Cgroups.Set(group, r); err != nil {
-		return errors.Join(err, m.cfg.Cgroups.Remove(group))
-	}
-	if err := m.cfg.Cgroups.SetDevices(group, c.spec.Linux.Resources.Devices); err != nil {
-		return errors.Join(err, m.cfg.Cgroups.Remove(group))
-	}
-	return nil
 }
 
 func (m *Manager) startRequest(c *Container, p *Pod, group string) (v1.Start, error) {
@@ -195,6 +194,10 @@ func (m *Manager) loadSpec(c *Container) error {
 	if err != nil {
 		return err
 	}
-	c.spec = &specs.Spec{}
-	return json.Unmarshal(b, c.spec)
+	s := &specs.Spec{}
+	if err := json.Unmarshal(b, s); err != nil { // half of one, of an interrupted Create
+		return err
+	}
+	c.spec = s
+	return nil
 }

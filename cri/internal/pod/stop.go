@@ -65,7 +65,11 @@ func (m *Manager) stopAll(ctx context.Context, p *Pod) error {
 	var all []error
 	for _, c := range m.ContainersOf(p.ID) {
 		wg.Go(func() {
-			if err := m.stopContainer(ctx, c, 0); err != nil {
+			err := errors.Join(m.stopContainer(ctx, c, 0), m.bar(c))
+			if err == nil {
+				err = m.stopContainer(ctx, c, 0) // a start that was under way
+			}
+			if err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				all = append(all, err)

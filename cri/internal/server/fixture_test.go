@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -118,6 +120,12 @@ func fixture(t *testing.T) (*Server, *shelf, *wires) {
 	}})
 	put("container", "c3", config("created"), map[string]any{"podID": "aab2", "imageID": "sha256:1"})
 	dir, log, w := t.TempDir(), slog.New(slog.NewTextHandler(t.Output(), nil)), &wires{}
+	for _, id := range []string{"c1", "c2", "c3"} {
+		spec := filepath.Join(dir, "lib", "containers", id, "spec.json") // the last that Create writes
+		if err := errors.Join(os.MkdirAll(filepath.Dir(spec), 0o700), os.WriteFile(spec, []byte("{}"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	pods := pod.New(pod.Config{
 		Root: filepath.Join(dir, "lib"), State: filepath.Join(dir, "run"), Cgroups: groups, DefaultPod: "/berth-server-test", Log: log,
 		Features: pod.Features{BootID: "b"},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,43 +12,6 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
-
-// Recover finds the shims that an earlier daemon left and takes their descriptors. It returns the pods and the
-// containers they hold, by id, for the daemon to compare with its records; exits that happened meanwhile are
-// passed to the exited function after Recover has returned them here. A directory whose shim is gone is removed.
-func (p *Pool) Recover(ctx context.Context) (pods map[string]v1.PodState, containers map[string]v1.ContainerState, err error) {
-	pods, containers = map[string]v1.PodState{}, map[string]v1.ContainerState{}
-	if err := becomeParent(); err != nil {
-		return nil, nil, err
-	}
-	ents, err := os.ReadDir(p.cfg.Dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, nil, err
-	}
-	for _, ent := range ents {
-		s := &shim{id: ent.Name(), dir: filepath.Join(p.cfg.Dir, ent.Name()), pool: p, profiles: map[string]bool{}}
-		hello, err := s.connect(ctx)
-		if err != nil {
-			p.log.Warn("shim is gone", "shim", s.id, "error", err)
-			p.discard(s)
-			continue
-		}
-		p.mu.Lock()
-		p.shims[s.id] = s
-		s.draining = hello.Draining
-		p.mu.Unlock()
-		if err := p.take(ctx, s, hello); err != nil {
-			p.log.Error("shim not fully recovered", "shim", s.id, "error", err)
-		}
-		for _, st := range hello.Pods {
-			pods[st.ID] = st
-		}
-		for _, st := range hello.Containers {
-			containers[st.ID] = st
-		}
-	}
-	return pods, containers, nil
-}
 
 // discard removes what is left of a shim whose process is gone.
 func (p *Pool) discard(s *shim) {

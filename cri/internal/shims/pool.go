@@ -34,11 +34,13 @@ type Pool struct {
 	exited func(v1.Exited)
 	oom    func(v1.OOM)
 	wg     sync.WaitGroup
+	stop   chan struct{} // closed by Close
 
 	spawn sync.Mutex // held while a shim is chosen or started, so that a burst does not start one each
 
 	mu         sync.Mutex
 	closed     bool
+	silent     int // shims that have not answered since the start
 	shims      map[string]*shim
 	pods       map[string]*podEntry
 	containers map[string]*containerEntry
@@ -50,7 +52,7 @@ type Pool struct {
 // per shim; they must not block for long.
 func New(cfg Config, log *slog.Logger, exited func(v1.Exited), oom func(v1.OOM)) *Pool {
 	return &Pool{
-		cfg: cfg, log: log, exited: exited, oom: oom,
+		cfg: cfg, log: log, exited: exited, oom: oom, stop: make(chan struct{}),
 		shims: map[string]*shim{}, pods: map[string]*podEntry{}, containers: map[string]*containerEntry{},
 		execs: map[string]*execEntry{}, profiles: map[string]json.RawMessage{},
 	}
@@ -59,6 +61,9 @@ func New(cfg Config, log *slog.Logger, exited func(v1.Exited), oom func(v1.OOM))
 // Close disconnects from all shims, which go on, and waits for the pool's goroutines.
 func (p *Pool) Close() {
 	p.mu.Lock()
+	if !p.closed {
+		close(p.stop)
+	}
 	p.closed = true
 	all := make([]*shim, 0, len(p.shims))
 	for _, s := range p.shims {

@@ -90,11 +90,12 @@ func TestRecover(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Pool = b.pool(supervisor)
-	pods, containers, err := b.Recover(t.Context())
+	found, err := b.Recover(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(pods) != 1 || len(containers) != 2 || containers["runs"].Pid != runs.Pid || containers["ends"].Exit == nil || containers["ends"].Exit.Code != 6 {
+	pods, containers := found.Pods, found.Containers
+	if found.Silent != 0 || len(pods) != 1 || len(containers) != 2 || containers["runs"].Pid != runs.Pid || containers["ends"].Exit == nil || containers["ends"].Exit.Code != 6 {
 		t.Errorf("%+v %+v", pods, containers)
 	}
 	if _, err := os.Stat(filepath.Join(b.dir, "shims", "gone")); !os.IsNotExist(err) {
@@ -113,6 +114,46 @@ func TestRecover(t *testing.T) {
 	}
 	if err := b.Delete(t.Context(), "ends"); err != nil {
 		t.Error(err)
+	}
+	b.clear("p1", "runs")
+}
+
+// TestSilentShim: one that is stopped when the daemon starts is not taken for gone, and is taken back when it answers.
+func TestSilentShim(t *testing.T) {
+	b := newBench(t)
+	b.makePod("p1")
+	runs := b.startContainer("p1", "runs", "sleep", "100")
+	pid := b.pid(b.shim("p1"))
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	b.Pool = b.pool(supervisor)
+	later := make(chan Found, 1)
+	began := time.Now()
+	found, err := b.Recover(t.Context(), func(f Found) { later <- f })
+	if err != nil || found.Silent != 1 || len(found.Containers) != 0 {
+		t.Fatalf("%+v, %v; want one silent shim", found, err)
+	}
+	if took := time.Since(began); took > 2*answerLimit {
+		t.Errorf("the start waited %v for it", took)
+	}
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case f := <-later:
+		if f.Silent != 0 || f.Containers["runs"].Pid != runs.Pid {
+			t.Errorf("it came back with %+v", f)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it was not taken back")
+	}
+	if err := b.Signal("runs", unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if x := b.awaitEnd("runs"); x.Code != 137 {
+		t.Errorf("%+v", x)
 	}
 	b.clear("p1", "runs")
 }

@@ -189,7 +189,11 @@ func (p *Pool) exec(s *shim) error {
 
 // connect dials, says hello and starts to receive. The caller merges what the reply lists.
 func (s *shim) connect(ctx context.Context) (*v1.HelloReply, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	return s.connectWithin(ctx, 10*time.Second)
+}
+
+func (s *shim) connectWithin(ctx context.Context, limit time.Duration) (*v1.HelloReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c, err := v1.Dial(ctx, filepath.Join(s.dir, "sock"), s.event)
 	if err != nil {

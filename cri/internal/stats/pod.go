@@ -47,10 +47,12 @@ func (c *Collector) Pod(p *pod.Pod) (*cri.PodSandboxStats, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.Network = &cri.NetworkUsage{Timestamp: now.UnixNano(), Interfaces: ifs}
+	l.Network = &cri.NetworkUsage{Timestamp: now.UnixNano()}
 	for _, i := range ifs {
-		if i.GetName() == network.Interface {
-			l.Network.DefaultInterface = i
+		u := i.usage()
+		l.Network.Interfaces = append(l.Network.Interfaces, u)
+		if i.name == network.Interface {
+			l.Network.DefaultInterface = u
 		}
 	}
 	return out, nil
@@ -89,9 +91,24 @@ func (c *Collector) podGroup(p *pod.Pod) (cgroup.Stats, error) {
 	return sum, nil
 }
 
+// counters are one interface's, as /proc/net/dev has them.
+type counters struct {
+	name   string
+	rx, tx direction
+}
+
+type direction struct{ bytes, packets, errors, dropped uint64 }
+
+// usage is what the CRI's stats have of it.
+func (i counters) usage() *cri.NetworkInterfaceUsage {
+	return &cri.NetworkInterfaceUsage{
+		Name: i.name, RxBytes: value(i.rx.bytes), RxErrors: value(i.rx.errors), TxBytes: value(i.tx.bytes), TxErrors: value(i.tx.errors),
+	}
+}
+
 // interfaces reads /proc/thread-self/net/dev inside the pod's network namespace. A pod on the host's network has
 // no figures of its own.
-func (c *Collector) interfaces(p *pod.Pod) ([]*cri.NetworkInterfaceUsage, error) {
+func (c *Collector) interfaces(p *pod.Pod) ([]counters, error) {
 	if p.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == cri.NamespaceMode_NODE {
 		return nil, nil
 	}
@@ -135,8 +152,8 @@ func netDev(ns *os.File) (string, error) {
 	return string(b), err
 }
 
-func parseNetDev(text string) []*cri.NetworkInterfaceUsage {
-	var out []*cri.NetworkInterfaceUsage
+func parseNetDev(text string) []counters {
+	var out []counters
 	sc := bufio.NewScanner(strings.NewReader(text))
 	for sc.Scan() {
 		name, rest, ok := strings.Cut(sc.Text(), ":")
@@ -154,9 +171,7 @@ func parseNetDev(text string) []*cri.NetworkInterfaceUsage {
 		if name = strings.TrimSpace(name); name == "lo" {
 			continue
 		}
-		out = append(out, &cri.NetworkInterfaceUsage{
-			Name: name, RxBytes: value(n[0]), RxErrors: value(n[2]), TxBytes: value(n[8]), TxErrors: value(n[10]),
-		})
+		out = append(out, counters{name: name, rx: direction{n[0], n[1], n[2], n[3]}, tx: direction{n[8], n[9], n[10], n[11]}})
 	}
 	return out
 }

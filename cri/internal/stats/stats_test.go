@@ -34,10 +34,13 @@ func TestParseNetDev(t *testing.T) {
 		"  eth0:18446744073709551615 7 3    4    5     6          7         8  9      10   11   12   13    14      15         16\n" +
 		"broken: 1 2 x\n" +
 		"  eth1:1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n")
-	if len(got) != 2 || got[0].GetName() != "eth0" || got[1].GetName() != "eth1" {
+	if len(got) != 2 || got[0].name != "eth0" || got[1].name != "eth1" {
 		t.Fatalf("%v", got)
 	}
-	i := got[0]
+	if d := got[0]; d.rx.packets != 7 || d.rx.dropped != 4 || d.tx.packets != 10 || d.tx.dropped != 12 {
+		t.Errorf("%+v", d)
+	}
+	i := got[0].usage()
 	if i.GetRxBytes().GetValue() != math.MaxUint64 || i.GetRxErrors().GetValue() != 3 || i.GetTxBytes().GetValue() != 9 || i.GetTxErrors().GetValue() != 11 {
 		t.Errorf("%v", i)
 	}
@@ -50,8 +53,8 @@ func TestParseNetDev(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, i := range parseNetDev(string(b)) {
-		if _, err := os.Stat("/sys/class/net/" + i.GetName()); errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("there is no %q", i.GetName())
+		if _, err := os.Stat("/sys/class/net/" + i.name); errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("there is no %q", i.name)
 		}
 	}
 }
@@ -135,17 +138,21 @@ func TestDescriptors(t *testing.T) {
 	used := map[string]bool{}
 	for _, m := range containerMetrics() {
 		used[m.name] = true
-		if n := len(with(make([]string, len(labels())), m.with...)); n != keys[m.name] || len(m.extra) != len(m.with) {
-			t.Errorf("%s has %d values, its descriptor %d keys", m.name, n, keys[m.name])
+		full := reading{limits: &cri.LinuxContainerResources{CpuQuota: -1, MemorySwapLimitInBytes: -1}}
+		_ = m.all(full) // nothing known is no panic
+		full.Devices, full.Huge = []cgroup.DeviceIO{{Major: 1}}, []cgroup.HugePages{{Size: "2MB"}}
+		for _, r := range m.all(full) {
+			if n := len(labels()) + len(r.with); n != keys[m.name] || len(m.extra) != len(r.with) {
+				t.Errorf("%s has %d values, its descriptor %d keys", m.name, n, keys[m.name])
+			}
 		}
-		_ = m.value(reading{limits: &cri.LinuxContainerResources{CpuQuota: -1, MemorySwapLimitInBytes: -1}}) // nothing known is no panic
 	}
 	for _, m := range netMetrics() {
 		used[m.name] = true
 		if n := len(with(make([]string, len(labels())), "eth0")); n != keys[m.name] {
 			t.Errorf("%s has %d values, its descriptor %d keys", m.name, n, keys[m.name])
 		}
-		_ = m.value(&cri.NetworkInterfaceUsage{})
+		_ = m.value(counters{})
 	}
 	for name := range maps.Keys(keys) {
 		if !used[name] {
@@ -159,8 +166,10 @@ func TestNegative(t *testing.T) {
 	r := reading{limits: &cri.LinuxContainerResources{CpuQuota: -1, MemorySwapLimitInBytes: -1}}
 	r.MemoryLimit, r.PidsLimit = math.MaxUint64, math.MaxUint64
 	for _, m := range containerMetrics() {
-		if v := m.value(r); v > 1<<62 {
-			t.Errorf("%s is %d", m.name, v)
+		for _, row := range m.all(r) {
+			if row.value > 1<<62 {
+				t.Errorf("%s is %d", m.name, row.value)
+			}
 		}
 	}
 }

@@ -19,9 +19,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth/internal/atomicfile"
+	"github.com/berth-project/berth/internal/lockfile"
 )
 
 // window is how long a changed record may wait for its sync.
@@ -43,12 +42,12 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // dir is configuration
-	if err != nil {
+	lock, err := lockfile.Take(filepath.Join(dir, "lock"))
+	var held *lockfile.Held
+	if errors.As(err, &held) {
+		return nil, fmt.Errorf("another berth-cri uses %s: stop it first, or configure another root: %w", dir, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("another berth-cri uses %s: stop it first, or configure another root", dir), lock.Close())
 	}
 	return &Store{dir: dir, log: log, lock: lock, dirty: map[string]bool{}}, nil
 }

@@ -1,10 +1,13 @@
 package store_test
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/berth-project/berth/cri/internal/store"
@@ -59,11 +62,25 @@ func TestRecordsSurviveAndDamageIsAlone(t *testing.T) {
 	}
 }
 
+// TestMain is also the second daemon: it opens the store and prints what it is told.
+func TestMain(m *testing.M) {
+	dir := os.Getenv("STORE_SECOND")
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	_, err := store.Open(dir, slog.Default())
+	fmt.Print(err)
+}
+
 func TestSecondOpenIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	defer s.Close() //nolint:errcheck // test
-	if _, err := store.Open(dir, slog.Default()); err == nil {
-		t.Error("two daemons on one store")
+	second := exec.Command("/proc/self/exe")
+	second.Env = append(os.Environ(), "STORE_SECOND="+dir)
+	said, err := second.CombinedOutput()
+	want := fmt.Sprintf("another berth-cri uses %s: stop it first, or configure another root: process %d has", dir, os.Getpid())
+	if err != nil || !strings.HasPrefix(string(said), want) {
+		t.Errorf("a second daemon on one store: %q, %v; want %q", said, err, want)
 	}
 }

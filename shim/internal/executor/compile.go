@@ -37,7 +37,7 @@ type compiler struct {
 // compileStart is the plan of a container's first process. It is pure: it only writes down numbers of in.
 func compileStart(spec *specs.Spec, in *inputs) (*plan.Plan, error) {
 	c := &compiler{
-		Plan: plan.New(), in: in, spec: spec, host: in.host, root: plan.F(in.rootfs, "rootfs"),
+		Plan: plan.New(384), in: in, spec: spec, host: in.host, root: plan.F(in.rootfs, "rootfs"),
 		made: map[int]plan.Slot{}, dirs: map[string]plan.Arg{},
 	}
 	// 1. what only the host's root may do
@@ -76,7 +76,7 @@ func compileStart(spec *specs.Spec, in *inputs) (*plan.Plan, error) {
 
 // compileExec is the plan of a further process.
 func compileExec(x *Exec, h *host) (*plan.Plan, error) {
-	c := &compiler{Plan: plan.New(), in: &inputs{id: x.ID, host: h, stdio: x.Stdio}, host: h}
+	c := &compiler{Plan: plan.New(160), in: &inputs{id: x.ID, host: h, stdio: x.Stdio}, host: h}
 	c.begin(x.Process)
 	userns := x.Namespaces&unix.CLONE_NEWUSER != 0
 	flags := x.Namespaces&^unix.CLONE_NEWPID | unix.CLONE_NEWNS // the pid namespace is entered by being born in it
@@ -104,7 +104,7 @@ func (c *compiler) begin(p *specs.Process) {
 	for _, sig := range c.host.ignored {
 		c.Add(plan.Call("reset a signal", unix.SYS_RT_SIGACTION, plan.I(sig), plan.B(make([]byte, 32)), plan.I(0), plan.I(8)))
 	}
-	c.Add(plan.Call("unblock signals", unix.SYS_RT_SIGPROCMASK, plan.I(unix.SIG_SETMASK), plan.B(make([]byte, 8)), plan.I(0), plan.I(8)),
+	c.Add(plan.UnblockSignals(),
 		plan.Call("umask", unix.SYS_UMASK, plan.I(0)))
 	if p.OOMScoreAdj != nil {
 		fd := c.Open(plan.Openat2("open oom_score_adj", plan.F(c.host.proc, "proc"), "self/oom_score_adj", unix.O_WRONLY, 0,

@@ -152,26 +152,43 @@ func (c *compiler) target(what, dest string, dir bool, resolve uint64) plan.Slot
 	return slot
 }
 
-// create are the steps that make dest and its missing parents.
+// create are the steps that make dest, and its parents if its directory is missing.
 func (c *compiler) create(what, dest string, dir bool, resolve uint64) []plan.Step {
-	var steps []plan.Step
-	prefix := ""
-	parts := strings.Split(strings.Trim(dest, "/"), "/")
+	name := "create " + dest + " to " + what
+	above, last := path.Split(dest)
 	parent := c.Slot()
-	for i, part := range parts {
-		name := "create " + prefix + "/" + part + " to " + what
-		steps = append(steps, plan.Openat2(name, c.root, "/"+strings.TrimPrefix(prefix, "/"), unix.O_PATH|unix.O_DIRECTORY, 0, resolve).Into(parent))
-		if i == len(parts)-1 && !dir {
-			file := c.Slot()
-			steps = append(steps,
-				plan.Call(name, unix.SYS_OPENAT, plan.R(parent), plan.S(part),
-					plan.I(unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC), plan.I(0o644)).Into(file).Passing(unix.EEXIST),
-				plan.Close(plan.R(file)).Passing(unix.EBADF))
-		} else {
-			steps = append(steps, plan.Call(name, unix.SYS_MKDIRAT, plan.R(parent), plan.S(part), plan.I(0o755)).Passing(unix.EEXIST))
+	open := plan.Openat2(name, c.root, path.Clean(above), unix.O_PATH|unix.O_DIRECTORY, 0, resolve).Into(parent)
+	walk := c.createParents(name, path.Clean(above), parent, resolve)
+	steps := []plan.Step{open}
+	if len(walk) > 0 {
+		steps[0] = open.Passing(unix.ENOENT)
+		steps[0].Skip = len(walk) + 1
+		steps = append(append(steps, walk...), open)
+	}
+	if dir {
+		steps = append(steps, plan.Call(name, unix.SYS_MKDIRAT, plan.R(parent), plan.S(last), plan.I(0o755)).Passing(unix.EEXIST))
+	} else {
+		file := c.Slot()
+		steps = append(steps,
+			plan.Call(name, unix.SYS_OPENAT, plan.R(parent), plan.S(last),
+				plan.I(unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC), plan.I(0o644)).Into(file).Passing(unix.EEXIST),
+			plan.Close(plan.R(file)).Passing(unix.EBADF))
+	}
+	return append(steps, plan.Close(plan.R(parent)))
+}
+
+// createParents are the steps that make dir and everything above it. They use the slot parent.
+func (c *compiler) createParents(name, dir string, parent plan.Slot, resolve uint64) (steps []plan.Step) {
+	above := "/"
+	for part := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
+		if part == "" {
+			continue
 		}
-		steps = append(steps, plan.Close(plan.R(parent)))
-		prefix += "/" + part
+		steps = append(steps,
+			plan.Openat2(name, c.root, above, unix.O_PATH|unix.O_DIRECTORY, 0, resolve).Into(parent),
+			plan.Call(name, unix.SYS_MKDIRAT, plan.R(parent), plan.S(part), plan.I(0o755)).Passing(unix.EEXIST),
+			plan.Close(plan.R(parent)))
+		above = path.Join(above, part)
 	}
 	return steps
 }
@@ -185,7 +202,8 @@ func (c *compiler) ensureDir(what, dest string) plan.Slot {
 	return c.target(what, dest, true, inside)
 }
 
-// cgroupV1 mounts a tmpfs with one directory for each v1 hierarchy.
+// cgroupV1 mounts a tmpfs with one directory for each v1 hierarchy. Nobody but this process sees it meanwhile, so its
+// directories are named below it, without a descriptor of each.
 func (c *compiler) cgroupV1(what string, target plan.Slot, o *mountOptions) {
 	base := *o
 	base.set &^= unix.MOUNT_ATTR_RDONLY // until it is filled
@@ -195,7 +213,6 @@ func (c *compiler) cgroupV1(what string, target plan.Slot, o *mountOptions) {
 	for i, h := range c.host.cgroups {
 		name := what + "/" + h.name
 		c.Add(plan.Call(name, unix.SYS_MKDIRAT, plan.R(tmp), plan.S(h.name), plan.I(0o755)))
-		dir := c.Open(plan.Openat2(name, plan.R(tmp), h.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0, unix.RESOLVE_BENEATH))
 		var m plan.Arg
 		if c.in.fresh["cgroup"] {
 			opts := *o
@@ -204,7 +221,7 @@ func (c *compiler) cgroupV1(what string, target plan.Slot, o *mountOptions) {
 		} else {
 			m = plan.F(c.in.cgroups[i], "cgroup "+h.name)
 		}
-		c.Add(plan.MoveMount(name, m, plan.R(dir)), plan.Close(plan.R(dir)))
+		c.Add(plan.Call(name, unix.SYS_MOVE_MOUNT, m, plan.S(""), plan.R(tmp), plan.S(h.name), plan.I(unix.MOVE_MOUNT_F_EMPTY_PATH)))
 	}
 	if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
 		c.Add(plan.MountSetattr(what+": read-only", plan.R(tmp), false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))

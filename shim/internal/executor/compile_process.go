@@ -66,7 +66,7 @@ func (c *compiler) label(p *specs.Process) {
 
 func (c *compiler) seccomp(f *Filter) {
 	c.Add(plan.Call("load the seccomp filter", unix.SYS_SECCOMP, plan.I(unix.SECCOMP_SET_MODE_FILTER), plan.I(uint64(f.Flags)),
-		plan.Arg{Kind: plan.Filter, B: f.Code}))
+		plan.Arg{Kind: plan.Filter, S: f.Code}))
 }
 
 // scheduling sets the I/O priority and the scheduler, if the process says so.

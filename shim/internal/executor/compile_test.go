@@ -69,7 +69,7 @@ func fakeInputs(t *testing.T, spec *specs.Spec) *inputs {
 	t.Helper()
 	in := &inputs{
 		id: "ID", host: fakeHost(), rootfs: 10, null: 11, join: map[string]int{}, fresh: map[string]bool{}, std: map[string]int{},
-		stdio: Stdio{-1, 20, 21}, sources: make([]source, len(spec.Mounts)), ownsNet: true, filter: &Filter{Code: make([]byte, 80)},
+		stdio: Stdio{-1, 20, 21}, sources: make([]source, len(spec.Mounts)), ownsNet: true, filter: &Filter{Code: string(make([]byte, 80))},
 	}
 	for i := range spec.Mounts {
 		o, err := parseOptions(&spec.Mounts[i])

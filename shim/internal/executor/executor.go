@@ -24,7 +24,7 @@ import (
 
 // Filter is a compiled seccomp profile.
 type Filter struct {
-	Code  []byte // struct sock_filter[]
+	Code  string // struct sock_filter[]
 	Flags uint   // SECCOMP_FILTER_FLAG_*
 	// Profile is the source (runtime-spec linux.seccomp), for runtimes that compile it themselves.
 	Profile []byte

@@ -41,7 +41,7 @@ func (e *Executor) Pod(ctx context.Context, r *v1.RunPod, cg Cgroups) (*Pod, err
 		return nil, err
 	}
 	withInit := slices.Contains(kinds, "pid")
-	p := plan.New()
+	p := plan.New(64)
 	if err := e.compilePod(p, r, kinds); err != nil {
 		return nil, err
 	}
@@ -119,6 +119,7 @@ func podKinds(r *v1.RunPod) (kinds []string, flags uint64, err error) {
 func (e *Executor) compilePod(p *plan.Plan, r *v1.RunPod, kinds []string) error {
 	has := func(kind string) bool { return slices.Contains(kinds, kind) }
 	p.Add(plan.Prctl("make itself undumpable", unix.PR_SET_DUMPABLE, plan.I(0)),
+		plan.UnblockSignals(),
 		plan.Barrier("wait for the supervisor"))
 	if has("user") {
 		c := compiler{Plan: p}
@@ -170,6 +171,6 @@ func compileInit(p *plan.Plan, h *host, image *os.File) error {
 	p.Add(plan.Prctl("set no_new_privs", unix.PR_SET_NO_NEW_PRIVS, plan.I(1)),
 		plan.Call("close everything", unix.SYS_CLOSE_RANGE, plan.I(3), plan.I(^uint32(0)), plan.I(unix.CLOSE_RANGE_CLOEXEC)),
 		plan.Call("start the pod's init", unix.SYS_EXECVEAT, plan.F(int(image.Fd()), "init"), plan.S(""),
-			plan.Arg{Kind: plan.Vec, V: []string{"berth-init"}}, plan.Arg{Kind: plan.Vec}, plan.I(unix.AT_EMPTY_PATH)))
+			plan.Strings([]string{"berth-init"}), plan.Strings(nil), plan.I(unix.AT_EMPTY_PATH)))
 	return nil
 }

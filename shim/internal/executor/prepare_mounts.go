@@ -193,7 +193,7 @@ func newUserNS(ctx context.Context, l *launch.Launcher, uids, gids string) (int,
 	if uids == "" || gids == "" {
 		return -1, errs.InvalidArgument.Errorf("a user namespace needs uid and gid mappings")
 	}
-	p := plan.New()
+	p := plan.New(8)
 	p.Add(plan.Barrier("wait for the mappings"), plan.Call("end", plan.NrExit, plan.I(0)))
 	c, err := l.Launch(ctx, &launch.Request{Plan: p, Flags: unix.CLONE_NEWUSER, Cgroup: -1, PidNS: -1})
 	if err != nil {

@@ -57,10 +57,10 @@ func measure(p *plan.Plan) (data, ptrs int) {
 			case plan.Str:
 				data += len(a.S) + 1
 			case plan.Bytes, plan.Filter:
-				data += (len(a.B)+7)&^7 + 8
+				data += (len(a.S)+7)&^7 + 8
 			case plan.Vec:
-				ptrs += len(a.V) + 1
-				for _, v := range a.V {
+				ptrs += len(*a.V) + 1
+				for _, v := range *a.V {
 					data += len(v) + 1
 				}
 			default:
@@ -145,15 +145,15 @@ func (g *program) arg(a plan.Arg, o own) uintptr {
 	case plan.Str:
 		return g.str(a.S)
 	case plan.Bytes:
-		return g.bytes(a.B)
+		return g.bytes(a.S)
 	case plan.Filter:
-		at := g.put(a.B)
-		g.fprog.Len = uint16(len(a.B) / 8) //nolint:gosec // checked when compiled
+		at := g.put(a.S)
+		g.fprog.Len = uint16(len(a.S) / 8) //nolint:gosec // checked when compiled
 		g.fprog.Filter = (*unix.SockFilter)(unsafe.Pointer(&g.data[at]))
 		return uintptr(unsafe.Pointer(&g.fprog))
 	case plan.Vec:
 		at := len(g.ptrs)
-		for _, v := range a.V {
+		for _, v := range *a.V {
 			g.ptrs = append(g.ptrs, g.str(v))
 		}
 		g.ptrs = append(g.ptrs, 0)
@@ -169,10 +169,10 @@ func (g *program) str(s string) uintptr {
 	return uintptr(unsafe.Pointer(&g.data[at]))
 }
 
-func (g *program) bytes(b []byte) uintptr { return uintptr(unsafe.Pointer(&g.data[g.put(b)])) }
+func (g *program) bytes(b string) uintptr { return uintptr(unsafe.Pointer(&g.data[g.put(b)])) }
 
 // put copies b, aligned to 8 bytes, because some are structs for the kernel.
-func (g *program) put(b []byte) int {
+func (g *program) put(b string) int {
 	for len(g.data)%8 != 0 {
 		g.data = append(g.data, 0)
 	}

@@ -15,9 +15,6 @@ func beforeFork()
 //go:linkname afterFork syscall.runtime_AfterFork
 func afterFork()
 
-//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
-func afterForkInChild()
-
 // cloneArgs is struct clone_args of clone3(2), as of Linux 5.7.
 type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
@@ -55,7 +52,8 @@ const (
 type page [pageSize / 8]int64
 
 // spawn clones and, in the child, runs the steps. It allocates nothing and calls nothing that could: between
-// beforeFork and afterFork the stack must not grow and no other thread of the child exists.
+// beforeFork and afterFork the stack must not grow and no other thread of the child exists. The kernel has reset the
+// runtime's signal handlers (CLONE_CLEAR_SIGHAND); the plan unblocks the signals.
 //
 //go:noinline
 //go:norace
@@ -66,7 +64,6 @@ func spawn(ca *cloneArgs, steps *rawStep, n int, pg *page) (uintptr, syscall.Err
 	if errno != 0 || pid != 0 {
 		return pid, errno
 	}
-	afterForkInChild()
 	for i := 0; i < n; i++ {
 		s := (*rawStep)(unsafe.Add(unsafe.Pointer(steps), uintptr(i)*unsafe.Sizeof(rawStep{})))
 		pg[wordProgress] = int64(i)

@@ -132,7 +132,7 @@ func (l *Launcher) clone(req *Request, prog *program, c *Child) error {
 	}
 	var pidfd int32
 	ca := &cloneArgs{
-		flags: req.Flags | unix.CLONE_PIDFD, pidfd: uint64(uintptr(unsafe.Pointer(&pidfd))), exitSignal: uint64(unix.SIGCHLD),
+		flags: req.Flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND, pidfd: uint64(uintptr(unsafe.Pointer(&pidfd))), exitSignal: uint64(unix.SIGCHLD),
 	}
 	if req.Cgroup >= 0 {
 		ca.flags |= unix.CLONE_INTO_CGROUP

@@ -26,9 +26,9 @@ type command struct {
 
 // run starts the program through the launcher and waits for its end. The program runs in the host's mount namespace.
 func (r *Runtime) run(ctx context.Context, c *command) (*launch.Child, error) {
-	p := plan.New()
+	p := plan.New(8)
 	p.Add(plan.Call("enter the host's mount namespace", unix.SYS_SETNS, plan.F(int(r.mnt.Fd()), "mnt"), plan.I(unix.CLONE_NEWNS)),
-		plan.Call("unblock signals", unix.SYS_RT_SIGPROCMASK, plan.I(unix.SIG_SETMASK), plan.B(make([]byte, 8)), plan.I(0), plan.I(8)))
+		plan.UnblockSignals())
 	for i, f := range c.stdio {
 		if f == nil {
 			f = r.null

@@ -257,6 +257,9 @@ func merge(s *executor.Start, rootfs string) (*specs.Spec, error) {
 		kind := executor.NamespaceKind(ns.Type)
 		if fd, ok := s.Join[kind]; ok {
 			ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+			if kind == "user" { // it has its maps: runtimes refuse to be told twice
+				linux.UIDMappings, linux.GIDMappings = nil, nil
+			}
 		}
 		if kind == "pid" && s.PidOf >= 0 {
 			return nil, errs.Unimplemented.Errorf("an OCI runtime can not enter another container's pid namespace")

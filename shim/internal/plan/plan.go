@@ -33,9 +33,9 @@ const (
 	Fd                 // N is a descriptor of the parent, which survives in the child because the plan names it
 	Res                // the result saved in slot N
 	Str                // pointer to S and a NUL
-	Bytes              // pointer to B, which the kernel may write to
+	Bytes              // pointer to the bytes of S, which the kernel may write to
 	Vec                // pointer to a NULL-terminated array of pointers to the strings of V
-	Filter             // pointer to a struct sock_fprog of the BPF instructions in B
+	Filter             // pointer to a struct sock_fprog of the BPF instructions in S
 	Own                // the read end of the pipe by which the parent lets the child go on
 )
 
@@ -44,8 +44,7 @@ type Arg struct {
 	Kind Kind
 	N    uint64
 	S    string
-	B    []byte
-	V    []string
+	V    *[]string // rare, and a plan has a thousand arguments
 }
 
 // Pseudo system call numbers, handled by the runner itself.
@@ -89,8 +88,8 @@ type Plan struct {
 	slots Slot
 }
 
-// New makes an empty plan.
-func New() *Plan { return &Plan{slots: Console} }
+// New makes an empty plan with room for as many steps as it usually takes.
+func New(room int) *Plan { return &Plan{slots: Console, Steps: make([]Step, 0, room)} }
 
 // Slot reserves a new slot.
 func (p *Plan) Slot() Slot {
@@ -178,14 +177,14 @@ func (a Arg) String() string {
 	case Str:
 		return fmt.Sprintf("%q", a.S)
 	case Bytes:
-		if len(a.B) > 32 {
-			return fmt.Sprintf("[%d bytes]", len(a.B))
+		if len(a.S) > 32 {
+			return fmt.Sprintf("[%d bytes]", len(a.S))
 		}
-		return fmt.Sprintf("[%x]", a.B)
+		return fmt.Sprintf("[%x]", a.S)
 	case Vec:
-		return fmt.Sprintf("%q", a.V)
+		return fmt.Sprintf("%q", *a.V)
 	case Filter:
-		return fmt.Sprintf("[filter of %d instructions]", len(a.B)/8)
+		return fmt.Sprintf("[filter of %d instructions]", len(a.S)/8)
 	case Own:
 		return "<sync>"
 	case Imm:

@@ -25,7 +25,10 @@ func R(s Slot) Arg { return Arg{Kind: Res, N: uint64(s)} } //nolint:gosec // slo
 func S(s string) Arg { return Arg{Kind: Str, S: s} }
 
 // B is a buffer.
-func B(b []byte) Arg { return Arg{Kind: Bytes, B: b} }
+func B(b []byte) Arg { return Arg{Kind: Bytes, S: string(b)} }
+
+// Strings is an argument or environment vector.
+func Strings(v []string) Arg { return Arg{Kind: Vec, V: &v} }
 
 // Call is any system call.
 func Call(what string, nr uintptr, args ...Arg) Step { return Step{Nr: nr, Args: args, What: what} }
@@ -79,6 +82,11 @@ func Prctl(what string, op int, args ...Arg) Step {
 	return Call(what, unix.SYS_PRCTL, append([]Arg{I(op)}, a[:]...)...)
 }
 
+// UnblockSignals lets every signal through: the runtime blocks them all around a clone.
+func UnblockSignals() Step {
+	return Call("unblock signals", unix.SYS_RT_SIGPROCMASK, I(unix.SIG_SETMASK), B(make([]byte, 8)), I(0), I(8))
+}
+
 // Barrier waits until the parent releases the child once; the parent's death is a failure.
 func Barrier(what string) Step {
 	return Call(what, unix.SYS_READ, Arg{Kind: Own}, B(make([]byte, 1)), I(1)).Returning(1)
@@ -128,5 +136,5 @@ func MountSetattr(what string, fd Arg, recursive bool, attr unix.MountAttr) Step
 
 // Execve replaces the process.
 func Execve(path string, argv, env []string) Step {
-	return Call("exec "+path, unix.SYS_EXECVE, S(path), Arg{Kind: Vec, V: argv}, Arg{Kind: Vec, V: env})
+	return Call("exec "+path, unix.SYS_EXECVE, S(path), Strings(argv), Strings(env))
 }

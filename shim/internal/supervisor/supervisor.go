@@ -140,7 +140,7 @@ func (s *Supervisor) putSeccomp(r *v1.PutSeccomp) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.filters[r.Digest] = &executor.Filter{Code: f.Code, Flags: f.Flags, Profile: r.Profile}
+	s.filters[r.Digest] = &executor.Filter{Code: string(f.Code), Flags: f.Flags, Profile: r.Profile}
 	return nil
 }
 

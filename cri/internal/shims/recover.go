@@ -1,0 +1,128 @@
+package shims
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	v1 "github.com/berth-project/berth/proto/shim/v1"
+)
+
+// answerLimit is how long a start of the daemon waits for the shims to answer, all at once.
+const answerLimit = 700 * time.Millisecond
+
+// Found is what shims hold, by id.
+type Found struct {
+	Pods       map[string]v1.PodState
+	Containers map[string]v1.ContainerState
+	// Silent is how many shims live but have not answered yet (stopped, starved, or of another protocol). What they hold
+	// is not listed, and goes on.
+	Silent int
+}
+
+// Recover finds the shims that an earlier daemon left and takes their descriptors. It returns what they hold, for the
+// daemon to compare with its records; exits that happened meanwhile are passed to the exited function after Recover has
+// returned them here. A directory whose shim is gone is removed.
+//
+// A shim is gone when nobody listens on its socket. One that does not answer in time is never taken for gone: later is
+// called, from a goroutine of the pool's, when it does answer or has gone after all.
+func (p *Pool) Recover(ctx context.Context, later func(Found)) (Found, error) {
+	all := Found{Pods: map[string]v1.PodState{}, Containers: map[string]v1.ContainerState{}}
+	if err := becomeParent(); err != nil {
+		return all, err
+	}
+	ents, err := os.ReadDir(p.cfg.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return all, err
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var silent []*shim
+	for _, ent := range ents {
+		wg.Go(func() {
+			s := &shim{id: ent.Name(), dir: filepath.Join(p.cfg.Dir, ent.Name()), pool: p, profiles: map[string]bool{}}
+			hello, err := s.connectWithin(ctx, answerLimit)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				p.admit(ctx, s, hello)
+				all.add(hello)
+			case gone(err):
+				p.log.Warn("shim is gone", "shim", s.id, "error", err)
+				p.discard(s)
+			default:
+				p.log.Error("shim does not answer; what it holds goes on, and is taken back when it does", "shim", s.id, "error", err)
+				silent = append(silent, s)
+			}
+		})
+	}
+	wg.Wait()
+	all.Silent = len(silent)
+	p.mu.Lock()
+	p.silent = len(silent)
+	p.mu.Unlock()
+	for _, s := range silent {
+		p.wg.Go(func() { p.heed(s, later) })
+	}
+	return all, nil
+}
+
+// gone says that nobody listens on a shim's socket.
+func gone(err error) bool { return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) }
+
+func (f *Found) add(hello *v1.HelloReply) {
+	for _, st := range hello.Pods {
+		f.Pods[st.ID] = st
+	}
+	for _, st := range hello.Containers {
+		f.Containers[st.ID] = st
+	}
+}
+
+// admit makes a shim that has answered one of the pool's.
+func (p *Pool) admit(ctx context.Context, s *shim, hello *v1.HelloReply) {
+	p.mu.Lock()
+	p.shims[s.id] = s
+	s.draining = hello.Draining
+	p.mu.Unlock()
+	if err := p.take(ctx, s, hello); err != nil {
+		p.log.Error("shim not fully recovered", "shim", s.id, "error", err)
+	}
+}
+
+// heed waits for a silent shim's answer or end.
+func (p *Pool) heed(s *shim, later func(Found)) {
+	for wait := answerLimit; ; wait = min(2*wait, 10*time.Second) {
+		select {
+		case <-p.stop:
+			return
+		case <-time.After(wait):
+		}
+		f := Found{Pods: map[string]v1.PodState{}, Containers: map[string]v1.ContainerState{}}
+		hello, err := s.connectWithin(context.Background(), wait) //nolint:gosec // bounded, and by the pool's end
+		switch {
+		case err == nil:
+			p.admit(context.Background(), s, hello) //nolint:gosec // as above
+			f.add(hello)
+			p.log.Warn("shim answers again", "shim", s.id, "pods", len(f.Pods), "containers", len(f.Containers))
+		case gone(err):
+			p.log.Error("silent shim is gone", "shim", s.id, "error", err)
+			p.discard(s)
+		default:
+			continue
+		}
+		p.mu.Lock()
+		p.silent--
+		f.Silent = p.silent
+		p.mu.Unlock()
+		later(f)
+		return
+	}
+}

@@ -1,0 +1,87 @@
+package discovery
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/berth-project/berth/deviceplugin/internal/health"
+	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/proto/errs"
+)
+
+// either asks the first source, and the second while the first does not work at all.
+type either struct {
+	first, second Source
+	fallen        atomic.Bool
+}
+
+// Either is a Source that takes its list from first, or from second when first cannot list; looks go to whoever
+// listed last, and the kernel's log (second) is always read: NVML's events are lost with a probe that dies.
+func Either(first, second Source) Source { return &either{first: first, second: second} }
+
+func (e *either) now() Source {
+	if e.fallen.Load() {
+		return e.second
+	}
+	return e.first
+}
+
+// Name implements Source.
+func (e *either) Name() string { return e.now().Name() }
+
+// Inventory implements Source.
+func (e *either) Inventory(ctx context.Context) (*inventory.Node, error) {
+	n, err := e.first.Inventory(ctx)
+	if err == nil {
+		e.fallen.Store(false)
+		return n, nil
+	}
+	if ctx.Err() != nil { // it hangs: what it listed before is better than a list without memory and instances
+		return nil, err
+	}
+	n, second := e.second.Inventory(ctx)
+	if second != nil {
+		return nil, errs.Unavailable.Errorf("%w; %w", err, second)
+	}
+	e.fallen.Store(true)
+	return n, nil
+}
+
+// Sample implements Source.
+func (e *either) Sample(ctx context.Context, uuid string) (health.Sample, error) {
+	return e.now().Sample(ctx, uuid)
+}
+
+// Processes implements Source.
+func (e *either) Processes(ctx context.Context, uuid string) ([]Process, error) {
+	return e.now().Processes(ctx, uuid)
+}
+
+// Events implements Source.
+func (e *either) Events(ctx context.Context) ([]health.Event, error) { return e.second.Events(ctx) }
+
+// broken is a source that could not be opened.
+type broken struct {
+	name string
+	err  error
+}
+
+// Broken answers every question with an error.
+func Broken(name string, err error) Source { return broken{name, err} }
+
+// Name implements Source.
+func (b broken) Name() string { return b.name }
+
+// Inventory implements Source.
+func (b broken) Inventory(context.Context) (*inventory.Node, error) { return nil, b.err }
+
+// Sample implements Source.
+func (b broken) Sample(context.Context, string) (health.Sample, error) {
+	return health.Sample{}, b.err
+}
+
+// Events implements Source.
+func (b broken) Events(context.Context) ([]health.Event, error) { return nil, b.err }
+
+// Processes implements Source.
+func (b broken) Processes(context.Context, string) ([]Process, error) { return nil, b.err }

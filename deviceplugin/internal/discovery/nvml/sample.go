@@ -1,0 +1,180 @@
+//go:build cgo
+
+package nvml
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+
+	lib "github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/berth-project/berth/deviceplugin/internal/discovery"
+	"github.com/berth-project/berth/deviceplugin/internal/health"
+)
+
+// device finds a GPU; a lost one is found as lost.
+func (s *Source) device(uuid string) (lib.Device, bool, error) {
+	d, r := s.lib.DeviceGetHandleByUUID(uuid)
+	switch r {
+	case lib.SUCCESS:
+		return d, false, nil
+	case lib.ERROR_GPU_IS_LOST:
+		return nil, true, nil
+	default:
+		return nil, false, failure("nvmlDeviceGetHandleByUUID "+uuid, r)
+	}
+}
+
+// Sample implements discovery.Source. What a GPU does not support is left at its zero value.
+func (s *Source) Sample(_ context.Context, uuid string) (health.Sample, error) {
+	d, lost, err := s.device(uuid)
+	if lost || err != nil {
+		return health.Sample{Lost: lost}, err
+	}
+	var out health.Sample
+	m, r := d.GetMemoryInfo()
+	switch r {
+	case lib.SUCCESS:
+		out.MemoryUsed = m.Used
+	case lib.ERROR_GPU_IS_LOST:
+		return health.Sample{Lost: true}, nil
+	case lib.ERROR_RESET_REQUIRED:
+		out.Recovery = "reset"
+	case lib.ERROR_NOT_SUPPORTED, lib.ERROR_NO_PERMISSION: // unified memory; a GPU in MIG mode
+	default:
+		return out, failure("nvmlDeviceGetMemoryInfo "+uuid, r)
+	}
+	if n, r := d.GetTotalEccErrors(lib.MEMORY_ERROR_TYPE_UNCORRECTED, lib.VOLATILE_ECC); r == lib.SUCCESS {
+		out.Uncorrected = n
+	}
+	if _, _, pending, failed, r := d.GetRemappedRows(); r == lib.SUCCESS {
+		out.RemapPending, out.RemapFailed = pending, failed
+	}
+	if action, ok := s.recovery(d); ok && out.Recovery == "" {
+		out.Recovery = action
+	}
+	out.LinksDown = s.linksDown(uuid, d)
+	if t, r := d.GetTemperature(lib.TEMPERATURE_GPU); r == lib.SUCCESS {
+		out.Temperature = int(t)
+	}
+	if mw, r := d.GetPowerUsage(); r == lib.SUCCESS {
+		out.Power = int(mw / 1000)
+	}
+	if u, r := d.GetUtilizationRates(); r == lib.SUCCESS {
+		out.Utilization = int(u.Gpu)
+	}
+	return out, nil
+}
+
+// recovery asks what the driver wants done (NVML 12.8).
+func (s *Source) recovery(d lib.Device) (string, bool) {
+	v := []lib.FieldValue{{FieldId: lib.FI_DEV_GET_GPU_RECOVERY_ACTION}}
+	if r := d.GetFieldValues(v); r != lib.SUCCESS || lib.Return(v[0].NvmlReturn) != lib.SUCCESS {
+		return "", false
+	}
+	switch lib.DeviceGpuRecoveryAction(binary.LittleEndian.Uint32(v[0].Value[:4])) {
+	case lib.GPU_RECOVERY_ACTION_NONE:
+		return "none", true
+	case lib.GPU_RECOVERY_ACTION_GPU_RESET:
+		return "reset", true
+	case lib.GPU_RECOVERY_ACTION_NODE_REBOOT:
+		return "reboot", true
+	case lib.GPU_RECOVERY_ACTION_DRAIN_P2P:
+		return "drain", true
+	default: // drain and reset, and what later drivers add
+		return "reset", true
+	}
+}
+
+// linksDown counts NVLinks that were up since this process started and are not.
+func (s *Source) linksDown(uuid string, d lib.Device) int {
+	up := 0
+	for i := range lib.NVLINK_MAX_LINKS {
+		state, r := d.GetNvLinkState(i)
+		if r == lib.ERROR_NOT_SUPPORTED {
+			return 0
+		}
+		if r == lib.SUCCESS && state == lib.FEATURE_ENABLED {
+			up++
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.links[uuid] = max(s.links[uuid], up)
+	return s.links[uuid] - up
+}
+
+// Processes implements discovery.Source.
+func (s *Source) Processes(_ context.Context, uuid string) ([]discovery.Process, error) {
+	d, lost, err := s.device(uuid)
+	if lost || err != nil {
+		return nil, err
+	}
+	all, r := d.GetComputeRunningProcesses()
+	if r != lib.SUCCESS {
+		return nil, failure("nvmlDeviceGetComputeRunningProcesses "+uuid, r)
+	}
+	var out []discovery.Process
+	for _, p := range all {
+		memory := p.UsedGpuMemory
+		if memory == math.MaxUint64 { // NVML_VALUE_NOT_AVAILABLE
+			memory = 0
+		}
+		out = append(out, discovery.Process{PID: int(p.Pid), Memory: memory})
+	}
+	return out, nil
+}
+
+// eventWait is how long one wait in the library lasts: how late an end of ctx is noticed.
+const eventWait = 500 // milliseconds
+
+// Events implements discovery.Source. The set is made on the first call and holds the GPUs of that moment; one that
+// comes later is watched by its samples until the probe is started again.
+func (s *Source) Events(ctx context.Context) ([]health.Event, error) {
+	if err := s.subscribe(); err != nil {
+		return nil, err
+	}
+	for ctx.Err() == nil {
+		data, r := s.set.Wait(eventWait)
+		switch r {
+		case lib.SUCCESS:
+		case lib.ERROR_TIMEOUT:
+			continue
+		default:
+			return nil, failure("nvmlEventSetWait", r)
+		}
+		if data.EventType != lib.EventTypeXidCriticalError {
+			continue
+		}
+		uuid, r := data.Device.GetUUID()
+		if r != lib.SUCCESS {
+			uuid = "" // it is going: its next sample says so
+		}
+		return []health.Event{{GPU: uuid, XID: int(data.EventData)}}, nil //nolint:gosec // an XID has three digits
+	}
+	return nil, ctx.Err()
+}
+
+func (s *Source) subscribe() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.set != nil {
+		return nil
+	}
+	set, r := s.lib.EventSetCreate()
+	if r != lib.SUCCESS {
+		return failure("nvmlEventSetCreate", r)
+	}
+	count, r := s.lib.DeviceGetCount()
+	if r != lib.SUCCESS {
+		return failure("nvmlDeviceGetCount", r)
+	}
+	for i := range count {
+		if d, r := s.lib.DeviceGetHandleByIndex(i); r == lib.SUCCESS {
+			_ = d.RegisterEvents(lib.EventTypeXidCriticalError, set) // one that cannot report is sampled
+		}
+	}
+	s.set = set
+	return nil
+}

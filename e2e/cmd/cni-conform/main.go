@@ -1,0 +1,40 @@
+// Command cni-conform runs the conformance suite of package conform against sets of CNI plugins:
+//
+//	cni-conform [-run TEXT] NAME=DIRECTORY ...
+//
+// It prints a line for each case with a column for each set and fails if the first set fails a case: the others are
+// there to compare with.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+
+	conform "github.com/berth-project/berth/e2e/cni-conform"
+)
+
+func main() {
+	filter := flag.String("run", "", "only cases whose \"type: case\" contains this")
+	flag.Parse()
+	var sets []conform.Set
+	for _, arg := range flag.Args() {
+		name, dir, ok := strings.Cut(arg, "=")
+		if !ok {
+			fmt.Fprintf(os.Stderr, "cni-conform: %q is not NAME=DIRECTORY\n", arg)
+			os.Exit(2)
+		}
+		sets = append(sets, conform.Set{Name: name, Dir: dir})
+	}
+	if len(sets) == 0 {
+		fmt.Fprintln(os.Stderr, "usage: cni-conform [-run TEXT] NAME=DIRECTORY ...")
+		os.Exit(2)
+	}
+	os.Exit(conform.Isolate(func() int {
+		if conform.Run(os.Stdout, sets, *filter)[sets[0].Name] > 0 {
+			return 1
+		}
+		return 0
+	}))
+}

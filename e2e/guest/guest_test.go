@@ -1,0 +1,67 @@
+// Package guest runs suites of this module inside a virtual machine (package vm), on cgroup v2 with all controllers and
+// with AppArmor, which this machine's own kernel cannot show.
+package guest
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth/e2e/vm"
+)
+
+// suite runs a test binary of this module in a guest.
+func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Result {
+	t.Helper()
+	cache, bin, tools := os.Getenv("BERTH_VM"), os.Getenv("BERTH_BIN"), os.Getenv("BERTH_TOOLS")
+	if cache == "" {
+		t.Skip("BERTH_VM does not name a directory for kernels: use `make conformance-vm`")
+	}
+	if bin == "" || tools == "" {
+		t.Fatal("BERTH_BIN and BERTH_TOOLS must name the programs")
+	}
+	work := t.TempDir()
+	test := filepath.Join(work, "suite.test")
+	build := exec.Command("go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", test, pkg)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Dir = ".."
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", pkg, err, out)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	m := vm.Machine{
+		Cache: cache, Work: work, MemoryMB: 3072, DiskMB: 3000, CPUs: 2,
+		Programs: []string{"ip", "nft", "bash", "ldd", "apparmor_parser"},
+		Files: map[string]string{
+			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh",
+		},
+		Command: append([]string{"/vm/suite.test", "-test.v", "-test.timeout", limit.String()}, args...),
+		Env:     []string{"BERTH_BIN=/berth/bin", "BERTH_TOOLS=/berth/tools", "BERTH_GUEST=1", "BERTH_KEEP=/vm/out"},
+		Output:  os.Stderr,
+	}
+	for _, p := range []string{"berth-cri", "berth-shim", "berth-cni", "cni/berth", "registry", "testbox"} {
+		m.Files["/berth/bin/"+p] = filepath.Join(bin, p)
+	}
+	r, err := vm.Run(ctx, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Exit != 0 {
+		t.Errorf("%s ends with %d in the guest", pkg, r.Exit)
+	}
+	if keep := os.Getenv("BERTH_KEEP"); keep != "" {
+		if err := os.CopyFS(keep, os.DirFS(filepath.Join(r.Out, "out"))); err != nil {
+			t.Error(err)
+		}
+	}
+	return r
+}
+
+// TestCritest is the conformance suite on cgroup v2 with the cgroupfs driver, AppArmor's specs included.
+func TestCritest(t *testing.T) {
+	suite(t, "./critest", 40*time.Minute, "-test.run", "TestSuite")
+}
