@@ -72,6 +72,11 @@ conformance-cri: setup build tools ## critest on Berth and on containerd, both i
 	@mkdir -p $(OUT)
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
 
+.PHONY: conformance-csi
+conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-csi
+	@mkdir -p $(OUT)
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
+
 .PHONY: conformance-cni
 conformance-cni: setup build tools ## Upstream's own tests and containerd on berth-cni, then the CNI suite on both, a column for each
 	cd e2e && $(GO) run ./cmd/cni-upstream $(BIN)/plugins $(TOOLS) $$(cd build/cnitests && $(GO) list -m -f '{{.Dir}}' github.com/containernetworking/plugins)
@@ -96,6 +101,12 @@ conformance-vm: setup build tools ## critest in a virtual machine: pure cgroup v
 bench-cri: setup build tools ## Berth against containerd + runc and the kernel's floor, interleaved; writes out/bench/cri.json
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
+
+.PHONY: bench-csi
+bench-csi: setup build tools ## berth-csi against a no-op driver and the upstream sidecars; writes out/bench/csi.json
+	@mkdir -p $(OUT)/bench
+	$(BUILD) -o $(BIN)/ ./csi/test/noop
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csibench
 
 .PHONY: oracle-specs
 oracle-specs: setup build tools ## Collect the OCI specs that critest and the kubelet's tests make anew: shim/test runs them on runc too

@@ -102,6 +102,8 @@ func rules() []rule {
 			path: "csi/internal/driver", own: append(leaves, "csi/internal/volume", "csi/internal/config"), foreignIsFree: true,
 			ban: []string{osPkg, osExec, http, sys},
 		},
+		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
+		{path: "csi/internal/cluster", own: leaves, foreignIsFree: true, ban: []string{osPkg, osExec, grpc, sys}},
 		{path: "csi/internal/registration", own: []string{"proto/rpc"}, foreignIsFree: true, ban: []string{osExec, http}},
 		{path: "csi/internal/volume", own: append(leaves, "csi/internal/mount"), foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "csi/internal/journal", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
