@@ -142,6 +142,7 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 		ID: c.ID, PodID: p.ID, Sandbox: p.Config, Container: c.Config, Image: img.Config.Config, User: user, Hostname: node,
 		CgroupPath: group, CgroupNS: !sc.GetPrivileged(), Files: m.files(p), LastCap: m.cfg.Features.LastCap,
 		AppArmor: m.cfg.Features.AppArmor, SELinux: m.cfg.Features.SELinux, Default: m.profiles.runtimeDefault, Seccomp: readProfile,
+		Loaded: profileLoaded,
 	}
 	if err := m.hostPaths(c, &in); err != nil {
 		return err

@@ -182,7 +182,13 @@ func apparmor(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) er
 		if !in.AppArmor {
 			return errs.FailedPrecondition.Errorf("apparmor profile %q: AppArmor is not active on this node", p.GetLocalhostRef())
 		}
-		s.Process.ApparmorProfile = strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
+		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
+		if in.Loaded != nil {
+			if err := in.Loaded(name); err != nil {
+				return err
+			}
+		}
+		s.Process.ApparmorProfile = name
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package spec_test
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-project/berth/cri/internal/spec"
+	"github.com/berth-project/berth/proto/errs"
 )
 
 func TestSeccomp(t *testing.T) {
@@ -65,6 +67,18 @@ func TestAppArmor(t *testing.T) {
 		if err != nil || s.Process.ApparmorProfile != c.want {
 			t.Errorf("%s: %v, %v", c.what, s, err)
 		}
+	}
+	missing := errs.FailedPrecondition.Errorf("not loaded")
+	if _, _, err := compile(t, func(in *spec.Input) {
+		in.AppArmor, in.Loaded = true, func(name string) error {
+			if name != "web" {
+				t.Errorf("asked for %q", name)
+			}
+			return missing
+		}
+		security(in).Apparmor = local
+	}); !errors.Is(err, missing) {
+		t.Errorf("a profile that is not loaded: %v", err)
 	}
 	// the default is no request: a node without AppArmor runs it
 	if _, _, err := compile(t, func(in *spec.Input) {

@@ -39,6 +39,8 @@ type Input struct {
 	LastCap int
 	// AppArmor and SELinux say whether the machine enforces them.
 	AppArmor, SELinux bool
+	// Loaded refuses an AppArmor profile that the kernel does not have; nil takes every one.
+	Loaded func(profile string) error
 	// Default gives the runtime's default seccomp profile for a spec, whose capabilities alone decide it; nil makes
 	// it anew. What it returns is not changed.
 	Default func(*specs.Spec) (*specs.LinuxSeccomp, error)
