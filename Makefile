@@ -14,10 +14,10 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 GPU      := deviceplugin/cmd/berth-gpu
-PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi
+PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
-PACKAGES := busybox-static nftables iptables iproute2 conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
+PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
 
 export GOFLAGS := -mod=readonly
 
@@ -61,6 +61,7 @@ test-unit: ## Test every package, on the real kernel, with -race
 .PHONY: test-e2e
 test-e2e: ## The real kubelet, the whole conformance suite over SPDY, and a few kills of each sort
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -p 1 -timeout 40m ./...
+	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) $(GO) test -trimpath -timeout 10m .
 
 .PHONY: check
 check: ## Formatting, vet, staticcheck, errcheck, errorlint, vulnerabilities, import rules
@@ -77,7 +78,10 @@ conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-c
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
 
 .PHONY: conformance-cni
-conformance-cni: setup build tools ## The CNI suite on berth-cni and on the upstream plugins, a column for each
+conformance-cni: setup build tools ## Upstream's own tests and containerd on berth-cni, then the CNI suite on both, a column for each
+	cd e2e && $(GO) run ./cmd/cni-upstream $(BIN)/plugins $(TOOLS) $$(cd build/cnitests && $(GO) list -m -f '{{.Dir}}' github.com/containernetworking/plugins)
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/cni-runtime
+	cd e2e && $(GO) run ./cmd/cni-conform -backend iptables berth=$(BIN)/plugins
 	cd e2e && $(GO) run ./cmd/cni-conform berth=$(BIN)/plugins upstream=$(TOOLS)
 
 VM_PACKAGES := qemu-system-x86 kmod apparmor e2fsprogs
@@ -121,13 +125,17 @@ torture: setup build tools ## Kill the daemon 125 times and a shim 75 times unde
 
 .PHONY: torture-cni
 torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboots without DEL, fuzzing of all input
-	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 30m -run Torture -v ./cni/test
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 40m -run 'Torture|Mutated' -v ./cni/test
 	for f in dropin:FuzzParse netconf:FuzzParse netconf:FuzzRequest spec:FuzzDecode hostlocal:FuzzDirectory; do \
 	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s; done
 
 .PHONY: conformance-gpu
 conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults
 	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) BERTH_GPU_FULL=1 $(GO) test -trimpath -count=1 -timeout 20m -v . 2>&1 | grep -vE '^[IEW][0-9]{4} '
+
+.PHONY: bench-gpu
+bench-gpu: setup build ## berth-gpu over its sockets on sixteen GPUs; writes out/bench/gpu.json
+	cd e2e && BERTH_BIN=$(BIN) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-gpu
 
 .PHONY: clean
 clean: stop ## Remove what was built; the tools' cache stays

@@ -36,6 +36,10 @@ p=github.com/containernetworking/plugins/plugins
 build plugins 0 '' $p/main/bridge=bridge $p/main/ptp=ptp $p/main/loopback=loopback $p/ipam/host-local=host-local \
   $p/ipam/static=static $p/meta/portmap=portmap $p/meta/bandwidth=bandwidth $p/meta/firewall=firewall \
   $p/meta/tuning=tuning github.com/containernetworking/cni/cnitool=cnitool
+t=github.com/containernetworking/plugins
+build cnitests 0 '' $t/integration=cni-integration.test $t/plugins/main/loopback=cni-loopback.test \
+  $t/plugins/meta/portmap=cni-portmap.test $t/plugins/meta/firewall=cni-firewall.test \
+  $t/pkg/testutils/echo/server=cni-echo-server $t/pkg/testutils/echo/client=cni-echo-client
 echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
 [ -e "$out/kubelet" ] || cat "$out/.note"
 build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
@@ -46,6 +50,7 @@ build csiprovisioner 0 '' $k/external-provisioner/v6/cmd/csi-provisioner=csi-pro
 build csisidecars 0 '' $k/external-resizer/v2/cmd/csi-resizer=csi-resizer $k/external-snapshotter/v8/cmd/csi-snapshotter=csi-snapshotter
 build csisanity 0 '' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity=csi-sanity
 rm -f "$out/.note"
+build kubeproxy 0 '' k8s.io/kubernetes/cmd/kube-proxy=kube-proxy
 
 # Debian's dynamic busybox is the test images' shell: unlike the static one it looks its commands up on the path,
 # which the suite's masked /bin/ls needs. The two packages exclude each other, so this one is only unpacked.

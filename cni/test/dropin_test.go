@@ -165,3 +165,113 @@ func TestObstacles(t *testing.T) {
 		}
 	}
 }
+
+// bridged attaches a pod to a bridge by the drop-in.
+func (n *node) bridged(t *testing.T, id, more string) (*pod, error) {
+	t.Helper()
+	s := newNS(t)
+	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"br","type":"bridge","bridge":"br7","isDefaultGateway":true,"stateDir":%q,
+		"ipam":{"type":"host-local","subnet":"10.66.0.0/24","dataDir":%q}%s}`, n.state, filepath.Join(n.state, "leases-of-br"), more)
+	bin := n.as(t, "bridge")
+	out, err := n.run(call{verb: "ADD", id: id, netns: s.path(), conf: conf, bin: bin})
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() {
+		if _, err := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: conf, bin: bin}); err != nil {
+			t.Error(err)
+		}
+	})
+	return &pod{ns: s, id: id, conf: conf, node: n, v4: addressIn(string(out))}, nil
+}
+
+// TestBridgeOptions looks at what a bridge's port can do that is not the default.
+func TestBridgeOptions(t *testing.T) {
+	n := newNode(t)
+	a, err := n.bridged(t, "a", `,"macspoofchk":true,"portIsolation":true`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := n.bridged(t, "b", `,"portIsolation":true`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.serve(t, 80)
+	n.serve(t, 90)
+	expect(t, "an isolated port to the bridge", a.ns, "tcp", "10.66.0.1", 90, a.v4)
+	expect(t, "an isolated port to another", a.ns, "tcp", b.v4, 80, "-")
+	a.sh(t, "ip link set eth0 address 02:00:00:00:00:33")
+	a.sh(t, "ip neigh flush all")
+	expect(t, "a foreign MAC", a.ns, "tcp", "10.66.0.1", 90, "-")
+	if _, err := n.bridged(t, "c", `,"vlan":100`); err != nil && (code(err) != 2 || !strings.Contains(err.Error(), "BRIDGE_VLAN_FILTERING")) {
+		t.Errorf("VLANs, which this kernel may not have: %v", err)
+	}
+	n.sh(t, "ip addr add 10.67.0.1/24 dev br7")
+	if _, err := n.bridged(t, "d", ""); err != nil {
+		t.Errorf("the bridge has its address, and another one: %v", err)
+	}
+	n.sh(t, "ip addr del 10.66.0.1/24 dev br7")
+	if _, err := n.bridged(t, "e", ""); code(err) != 7 || !strings.Contains(err.Error(), "forceAddress") {
+		t.Errorf("a bridge with another address: %v", err)
+	}
+	if _, err := n.bridged(t, "f", `,"forceAddress":true`); err != nil {
+		t.Error(err)
+	}
+	if out := n.sh(t, "ip -o addr show br7"); strings.Contains(out, "10.67.0.1") || !strings.Contains(out, "10.66.0.1") {
+		t.Errorf("forceAddress: %s", out)
+	}
+}
+
+// TestPortmapOptions looks at whose address a server sees behind a host port.
+func TestPortmapOptions(t *testing.T) {
+	n := newNode(t)
+	bin := n.as(t, "portmap")
+	for i, c := range []struct{ option, outside, localhost string }{
+		{"", outIP4, ""},
+		{`,"masqAll":true`, "10.66.0.1", ""},
+		{`,"snat":false`, outIP4, "-"},
+	} {
+		p, err := n.bridged(t, fmt.Sprint("p", i), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.serve(t, 80)
+		conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"br","type":"portmap","stateDir":%q%s,
+			"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":132,"containerPort":132,"protocol":"sctp"}]},
+			"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":%q}],"ips":[{"address":"%s/24","interface":0}]}}`,
+			n.state, c.option, p.path(), p.v4)
+		run := func(verb string) {
+			t.Helper()
+			if _, err := n.run(call{verb: verb, id: p.id, netns: p.path(), conf: conf, bin: bin}); err != nil {
+				t.Fatalf("%s%s: %v", verb, c.option, err)
+			}
+		}
+		run("ADD")
+		expect(t, "outside"+c.option, n.outside, "tcp", nodeIP4, 8080, c.outside)
+		if i != 2 { // what an earlier one opened on the bridge stays open: its neighbours need it
+			expect(t, "localhost"+c.option, n.ns, "tcp", "127.0.0.1", 8080, c.localhost)
+		}
+		if out := n.sh(t, "nft list map inet berth-node port4"); !strings.Contains(out, "sctp . 132 : "+p.v4) {
+			t.Errorf("no SCTP port in %s", out)
+		}
+		run("CHECK")
+		run("DEL")
+		expect(t, "outside, after DEL"+c.option, n.outside, "tcp", nodeIP4, 8080, "-")
+	}
+}
+
+// TestIPTablesMissing asks for iptables where it is not installed: nothing is made, and nobody else is held up.
+func TestIPTablesMissing(t *testing.T) {
+	n := newNode(t)
+	bin, s := n.as(t, "bridge"), newNS(t)
+	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"br","type":"bridge","bridge":"br7","ipMasq":true,"ipMasqBackend":"iptables","stateDir":%q,
+		"ipam":{"type":"host-local","subnet":"10.66.0.0/24","dataDir":%q}}`, n.state, filepath.Join(n.state, "leases-of-br"))
+	out, err := n.run(call{verb: "ADD", id: "a", netns: s.path(), conf: conf, bin: bin, env: []string{"PATH=/nonexistent"}})
+	if code(err) != 7 || !strings.Contains(err.Error(), "iptables-save") || !strings.Contains(err.Error(), "nftables") {
+		t.Fatalf("%s, %v", out, err)
+	}
+	if left := n.census(t); left != "" {
+		t.Errorf("left %s", left)
+	}
+	n.addPod(t, "b", dual)
+}

@@ -46,3 +46,27 @@ func (h *Host) Run(env []string, stdin, program string, args ...string) (out []b
 	}
 	return stdout.Bytes(), took, err
 }
+
+// Outside is the client on the other side of the host's uplink.
+func (h *Host) Outside() *Netns { return h.outside }
+
+// HostIP and OutsideIP are the two ends of the uplink.
+const (
+	HostIP    = hostIP
+	OutsideIP = outsideIP
+)
+
+// Sh runs one command (no shell) in the namespace.
+func (n *Netns) Sh(line string) (string, error) { return n.sh(line) }
+
+// Do runs fn on a thread in the namespace.
+func (n *Netns) Do(fn func() error) error { return n.do(fn) }
+
+// Serve answers on a TCP or UDP port with the peer's address until the process ends.
+func (n *Netns) Serve(network string, port int) error {
+	_, err := n.serve(network, port)
+	return err
+}
+
+// Ask connects and returns whom the server saw; empty if there is no answer.
+func (n *Netns) Ask(network, addr string) string { return n.ask(network, addr) }

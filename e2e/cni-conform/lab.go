@@ -54,7 +54,28 @@ func furnish() error {
 			return err
 		}
 	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
 	return os.MkdirAll("/run/netns", 0o755)
+}
+
+// LayerEtc makes /etc writable for this process and what it starts, and for nobody else.
+func LayerEtc() error {
+	upper, work := "/run/etc-upper", "/run/etc-work"
+	if err := errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755)); err != nil {
+		return err
+	}
+	return unix.Mount("etc", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+upper+",workdir="+work)
+}
+
+// NodeBackend writes the file by which a node chooses iptables or nftables; empty removes it. /etc must be layered.
+func NodeBackend(backend string) error {
+	const node = "/etc/berth/cni.json"
+	if err := os.RemoveAll(filepath.Dir(node)); err != nil || backend == "" {
+		return err
+	}
+	return errors.Join(os.MkdirAll(filepath.Dir(node), 0o755), os.WriteFile(node, []byte(`{"backend": "`+backend+`"}`), 0o644))
 }
 
 // Netns is a named network namespace, mounted as runtimes do it.

@@ -49,7 +49,10 @@ func bridge() Conf {
 func ptp() Conf {
 	return Conf{
 		"type": "ptp", "ipMasq": true,
-		"ipam": Conf{"type": "host-local", "subnet": net4, "routes": []any{Conf{"dst": "0.0.0.0/0"}}},
+		"ipam": Conf{
+			"type": "host-local", "ranges": []any{[]any{Conf{"subnet": net4}}, []any{Conf{"subnet": net6}}},
+			"routes": []any{Conf{"dst": "0.0.0.0/0"}, Conf{"dst": "::/0"}},
+		},
 	}
 }
 

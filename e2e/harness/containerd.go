@@ -80,6 +80,9 @@ func (l *Lab) WriteContainerdConfig(o Options) (string, error) {
 	if o.Conflist == "" {
 		o.Conflist = l.UpstreamConflist()
 	}
+	if o.Plugins == "" {
+		o.Plugins = l.Tool
+	}
 	net := filepath.Join(l.Run, "net.d")
 	if err := errors.Join(os.MkdirAll(l.Dir, 0o711), os.MkdirAll(net, 0o755)); err != nil {
 		return "", err
@@ -89,7 +92,7 @@ func (l *Lab) WriteContainerdConfig(o Options) (string, error) {
 	}
 	text := fmt.Sprintf(containerdConfig, filepath.Join(l.Dir, "containerd"), filepath.Join(l.Run, "containerd"),
 		`"`+strings.Join(containerdUnused, `", "`)+`"`, l.ContainerdSocket(), l.ContainerdSocket()+".ttrpc",
-		filepath.Join(l.Dir, "opt"), l.Hosts(), l.Tool, net, filepath.Join(l.Tool, "runc")) + o.More
+		filepath.Join(l.Dir, "opt"), l.Hosts(), o.Plugins, net, filepath.Join(l.Tool, "runc")) + o.More
 	conf := filepath.Join(l.Run, "containerd.toml")
 	return conf, os.WriteFile(conf, []byte(text), 0o644)
 }

@@ -88,7 +88,7 @@ func (l *Lab) Conflist() string {
       "type": "berth",
       "ranges": [{"subnet": %q}],
       "stateDir": %q,
-      "capabilities": {"portMappings": true, "bandwidth": false, "dns": true}
+      "capabilities": {"portMappings": true, "bandwidth": true, "dns": true}
     }
   ]
 }
@@ -101,6 +101,7 @@ type Options struct {
 	Conflist string   // default Berth's own network
 	More     string   // further TOML
 	Env      []string // further environment
+	Plugins  string   // directory of containerd's CNI plugins; default the upstream ones
 }
 
 // WriteConfig writes berth-cri's configuration and the CNI configuration, and returns the former's path.

@@ -62,6 +62,11 @@ func rules() []rule {
 		{path: "deviceplugin/internal/config", own: append(leaves, "deviceplugin/internal"), foreign: []string{"github.com/pelletier/go-toml"}, ban: []string{osExec, http, grpc}},
 		{path: "deviceplugin/internal/node", own: append(leaves, "deviceplugin/internal"), foreign: []string{cdiSpecs}, ban: []string{osExec, http, grpc, "deviceplugin/internal/server"}},
 		{path: "deviceplugin/internal/server", own: append(leaves, "proto/rpc", "deviceplugin/internal"), foreign: []string{grpc, "google.golang.org/protobuf", "k8s.io/kubelet"}, ban: []string{osExec, http}},
+		{path: "deviceplugin/internal/dra", own: append(leaves, "deviceplugin/internal/view", "deviceplugin/internal/inventory"), foreign: []string{k8s}, ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/dra/core", own: append(leaves, "deviceplugin/internal/view"), ban: []string{osPkg, osExec, grpc, k8s}},
+		{path: "deviceplugin/internal/mps", own: leaves, foreign: []string{sys}, ban: []string{http, grpc}},
+		{path: "deviceplugin/internal/view", own: append(leaves, "deviceplugin/internal"), ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/podresources", own: append(leaves, "proto/rpc", "deviceplugin/internal/view"), foreign: []string{grpc, "k8s.io/kubelet"}, ban: []string{osExec, http}},
 		{path: "deviceplugin/cmd", own: append(leaves, "proto", "deviceplugin/internal"), foreignIsFree: true, ban: []string{osExec}},
 
 		{path: "cri/cmd", own: append(leaves, "proto", "cri/internal"), foreignIsFree: true, ban: []string{osExec}},

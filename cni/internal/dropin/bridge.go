@@ -81,7 +81,7 @@ func (b *bridge) parse(c *Call) (err error) {
 		return err
 	}
 	if b.IPMasq {
-		if b.iptables, err = backend("ipMasqBackend", b.IPMasqBackend, ""); err != nil {
+		if b.iptables, err = c.backend("ipMasqBackend", b.IPMasqBackend, ""); err != nil {
 			return err
 		}
 	}
@@ -238,7 +238,7 @@ func (b *bridge) ensureBridge(c *Call) (rtnl.Link, error) {
 	}
 	if !found {
 		if err := c.net.Route().Do([]nlwire.Op{rtnl.AddBridge(b.Bridge, macOf("bridge", b.Bridge, machineID()), b.MTU, len(b.vlans) > 0)}); err != nil {
-			return br, err
+			return br, vlanError(err)
 		}
 		// Its routes are ours: nobody else's advertisements are believed.
 		if err := sysctls([2]string{"ipv6/conf/" + b.Bridge + "/accept_ra", "0"}); err != nil {
@@ -357,12 +357,10 @@ func (c *Call) delInterface(i *ipam) error {
 	})
 }
 
-var errNoVlan = errors.New("the kernel has no VLAN filtering on bridges (CONFIG_BRIDGE_VLAN_FILTERING)")
-
 // vlanError says why a request about VLANs failed.
 func vlanError(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return errors.Join(errNoVlan, err)
+		return spec.Errorf(spec.CodeField, "vlan and vlanTrunk need a kernel with VLAN filtering on bridges (CONFIG_BRIDGE_VLAN_FILTERING): %w", err)
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/berth-project/berth/cni/internal/iptables"
 	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/spec"
 )
@@ -68,6 +69,8 @@ func (c *Call) parse(own any) error {
 		return spec.Errorf(spec.CodeConfig, "missing network name (key \"name\")")
 	case !netconf.ValidID(c.conf.Name):
 		return spec.Errorf(spec.CodeConfig, "name %q must match [a-zA-Z0-9][a-zA-Z0-9_.-]*", c.conf.Name)
+	case len(c.conf.Name) > netconf.MaxName:
+		return spec.Errorf(spec.CodeConfig, "name %.40s… is %d bytes long, the limit is %d", c.conf.Name, len(c.conf.Name), netconf.MaxName)
 	case c.conf.StateDir == "":
 		c.conf.StateDir = netconf.DefaultStateDir
 	case !filepath.IsAbs(c.conf.StateDir):
@@ -118,9 +121,20 @@ func (c *Call) pass(r *spec.Result) ([]byte, error) {
 // nodeFile says what is true of the whole node: {"backend": "iptables"}.
 const nodeFile = "/etc/berth/cni.json"
 
-// backend is where an attachment's rules go: what the configuration says, else what the node's file says, else
+// backend is where an attachment's rules go. For ADD, iptables must be installed.
+func (c *Call) backend(key, value, forced string) (ipt bool, err error) {
+	ipt, err = chosen(key, value, forced)
+	if err == nil && ipt && c.Verb == "ADD" {
+		if err = iptables.Installed(); err != nil {
+			err = spec.Errorf(spec.CodeConfig, "%s: %w", key, err)
+		}
+	}
+	return ipt, err
+}
+
+// chosen is where an attachment's rules go: what the configuration says, else what the node's file says, else
 // nftables. forced names a key that only iptables has, and that decides.
-func backend(key, value, forced string) (iptables bool, err error) {
+func chosen(key, value, forced string) (ipt bool, err error) {
 	if value == "" && forced != "" {
 		return true, nil
 	}

@@ -47,7 +47,7 @@ func (f *firewall) parse(c *Call) (err error) {
 	} else {
 		f.AdminChain = "CNI-ADMIN"
 	}
-	f.iptables, err = backend("backend", f.Backend, forced)
+	f.iptables, err = c.backend("backend", f.Backend, forced)
 	return err
 }
 

@@ -81,7 +81,7 @@ func (p *portmap) parse(c *Call) (err error) {
 		}
 		forced = f.key
 	}
-	p.iptables, err = backend("backend", p.Backend, forced)
+	p.iptables, err = c.backend("backend", p.Backend, forced)
 	return err
 }
 

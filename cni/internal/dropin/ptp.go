@@ -44,7 +44,7 @@ func (p *ptp) parse(c *Call) (err error) {
 		return spec.Errorf(spec.CodeConfig, "mtu %d is not between 0 and 65535", p.MTU)
 	}
 	if p.IPMasq {
-		if p.iptables, err = backend("ipMasqBackend", p.IPMasqBackend, ""); err != nil {
+		if p.iptables, err = c.backend("ipMasqBackend", p.IPMasqBackend, ""); err != nil {
 			return err
 		}
 	}

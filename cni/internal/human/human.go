@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/berth-project/berth/cni/internal/forwarding"
+	"github.com/berth-project/berth/cni/internal/iptables"
 	"github.com/berth-project/berth/cni/internal/nft"
 	"github.com/berth-project/berth/cni/internal/nlwire"
 	"github.com/berth-project/berth/cni/internal/rtnl"
@@ -19,21 +20,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Run serves "list" and "doctor", each with an optional state directory, and returns the exit code: 1 if something
-// is wrong, 2 for a wrong command line.
+// Run serves "list", "doctor" and "explain", each with an optional state directory, and returns the exit code: 1 if
+// something is wrong, 2 for a wrong command line.
 func Run(args []string, stdout, stderr io.Writer) int {
+	verb, what := args[0], ""
+	args = args[1:]
+	if verb == "explain" && len(args) > 0 {
+		what, args = args[0], args[1:]
+	}
 	dir := "/run/berth/cni"
-	if len(args) == 2 {
-		dir = args[1]
+	if len(args) == 1 {
+		dir = args[0]
 	}
 	var err error
 	switch {
-	case len(args) >= 1 && len(args) <= 2 && args[0] == "list":
+	case verb == "list" && len(args) <= 1:
 		err = list(dir, stdout)
-	case len(args) >= 1 && len(args) <= 2 && args[0] == "doctor":
+	case verb == "doctor" && len(args) <= 1:
 		err = doctor(dir, stdout)
+	case verb == "explain" && what != "" && len(args) <= 1:
+		err = explain(what, dir, stdout)
 	default:
-		_, _ = fmt.Fprintln(stderr, "usage: berth-cni list|doctor [stateDir]")
+		_, _ = fmt.Fprintln(stderr, "usage: berth-cni list [stateDir]\n       berth-cni explain POD|CONTAINER|ADDRESS|LINK [stateDir]\n       berth-cni doctor [stateDir]")
 		return 2
 	}
 	if err != nil {
@@ -49,9 +57,12 @@ func list(dir string, out io.Writer) error {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "POD\tNETWORK\tCONTAINER\tIFNAME\tADDRESSES\tLINK\tHOST PORTS\tSTATE")
+	_, _ = fmt.Fprintln(w, "POD\tTYPE\tNETWORK\tCONTAINER\tIFNAME\tADDRESSES\tLINK\tHOST PORTS\tSTATE")
 	for _, r := range records {
-		pod, st := "-", "ready"
+		pod, typ, st := "-", r.Type, "ready"
+		if typ == "" {
+			typ = "berth"
+		}
 		if r.PodName != "" {
 			pod = r.Namespace + "/" + r.PodName
 		}
@@ -65,7 +76,7 @@ func list(dir string, out io.Writer) error {
 		for _, p := range r.Pod.Ports {
 			ports = append(ports, fmt.Sprintf("%d→%d", p.Host, p.Target))
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%.12s\t%s\t%s\t%s\t%s\t%s\n", pod, r.Network, r.ContainerID, r.IfName,
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%.12s\t%s\t%s\t%s\t%s\t%s\n", pod, typ, r.Network, r.ContainerID, r.IfName,
 			strings.Join(addrs, ","), r.Pod.Link, strings.Join(ports, ","), st)
 	}
 	return w.Flush()
@@ -106,18 +117,35 @@ func doctor(dir string, out io.Writer) error {
 	}
 	defer route.Close() //nolint:errcheck // read only
 	for _, r := range records {
-		name := fmt.Sprintf("%s/%s %.12s %v", r.Namespace, r.PodName, r.ContainerID, r.Addrs())
-		_, err := route.Query("look up "+r.Pod.Link, rtnl.GetLink(r.Pod.Link))
-		say(!errors.Is(err, unix.ENODEV), "link of "+name, "its network namespace is gone and DEL never came; STATUS collects it")
-		for _, e := range ruleset.Elements(r.Pod) {
-			if ok, err := rules.Has(ruleset.Table(), e); err != nil || !ok {
-				say(false, "rules of "+name, "the element of set "+e.Set+" is missing; STATUS makes the table again")
-				break
-			}
-		}
+		examine(r, route, rules, say)
 	}
 	if bad > 0 {
 		return fmt.Errorf("%d things are wrong", bad)
 	}
 	return nil
+}
+
+// examine looks at one attachment's link and rules.
+func examine(r *state.Record, route *nlwire.Conn, rules *nft.Conn, say func(ok bool, what, cure string)) {
+	name := fmt.Sprintf("%s/%s %.12s %v", r.Namespace, r.PodName, r.ContainerID, r.Addrs())
+	var err error
+	link := r.Pod.Link
+	if link == "" {
+		link = r.Witness
+	}
+	if link != "" {
+		_, err = route.Query("look up "+link, rtnl.GetLink(link))
+	}
+	say(!errors.Is(err, unix.ENODEV), "link of "+name, "its network namespace is gone and DEL never came; STATUS collects it")
+	if r.IPTables != nil {
+		missing, err := iptables.Missing(r.IPTables)
+		say(err == nil && len(missing) == 0, "rules of "+name, fmt.Sprintf("%v %v: delete the attachment and make it again", missing, err))
+		return
+	}
+	for _, e := range ruleset.Elements(r.Pod) {
+		if ok, err := rules.Has(ruleset.Table(), e); err != nil || !ok {
+			say(false, "rules of "+name, "the element of set "+e.Set+" is missing; STATUS makes the table again")
+			break
+		}
+	}
 }

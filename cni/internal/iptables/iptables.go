@@ -13,22 +13,26 @@ import (
 	"crypto/sha512"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
 )
 
-// Rules is what an attachment has: enough to find it again. It is stored in the attachment's record.
+// Rules is what an attachment has, by family: enough to find it again. It is stored in the attachment's record.
 type Rules struct {
+	IPv4     *Family `json:"ipv4,omitempty"`
+	IPv6     *Family `json:"ipv6,omitempty"`
+	prepared bool
+}
+
+// Family is what is in the program of one family.
+type Family struct {
 	// Chains are its own, as table and name.
 	Chains []Name `json:"chains,omitempty"`
 	// Marks are parts of lines in shared chains by which its rules are known.
-	Marks    []Mark `json:"marks,omitempty"`
-	IPv4     bool   `json:"ipv4,omitempty"`
-	IPv6     bool   `json:"ipv6,omitempty"`
-	change4  Change
-	change6  Change
-	prepared bool
+	Marks  []Mark `json:"marks,omitempty"`
+	change Change
 }
 
 // Name is a chain of a table.
@@ -144,7 +148,7 @@ func find(saved string, m Mark) []string {
 }
 
 // compileRemoval makes the transaction that takes rules out of what iptables-save said.
-func (r *Rules) compileRemoval(saved string) string {
+func (r *Family) compileRemoval(saved string) string {
 	var out strings.Builder
 	for _, table := range []string{"filter", "nat"} {
 		var heads, lines []string
@@ -168,13 +172,13 @@ func (r *Rules) compileRemoval(saved string) string {
 }
 
 // families calls fn for each family that the rules are of.
-func (r *Rules) families(fn func(save, restore string, c Change) error) error {
+func (r *Rules) families(fn func(save, restore string, f *Family) error) error {
 	var bad []error
-	if r.IPv4 {
-		bad = append(bad, fn("iptables-save", "iptables-restore", r.change4))
+	if r.IPv4 != nil {
+		bad = append(bad, fn("iptables-save", "iptables-restore", r.IPv4))
 	}
-	if r.IPv6 {
-		bad = append(bad, fn("ip6tables-save", "ip6tables-restore", r.change6))
+	if r.IPv6 != nil {
+		bad = append(bad, fn("ip6tables-save", "ip6tables-restore", r.IPv6))
 	}
 	return errors.Join(bad...)
 }
@@ -184,51 +188,43 @@ func Ensure(r *Rules) error {
 	if !r.prepared {
 		return errors.New("iptables: rules from a record cannot be made again")
 	}
-	return r.families(func(save, restore string, c Change) error {
+	return r.families(func(save, restore string, f *Family) error {
 		saved, err := run(save, "")
 		if err != nil {
 			return err
 		}
-		_, err = run(restore, c.Compile(saved), "--noflush", "--wait", "10")
+		_, err = run(restore, f.change.Compile(saved), "--noflush", "--wait", "10")
 		return err
 	})
 }
 
 // New is what an attachment gets; a family whose change is nil has no rules.
-func New(v4, v6 *Change) *Rules {
-	r := &Rules{prepared: true, IPv4: v4 != nil, IPv6: v6 != nil}
-	for _, c := range []*Change{v4, v6} {
-		if c == nil {
-			continue
-		}
-		for _, o := range c.Own {
-			if !slices.Contains(r.Chains, o.Name) {
-				r.Chains = append(r.Chains, o.Name)
-			}
-		}
-		for _, j := range c.Jumps {
-			if m := (Mark{j.Name, j.Mark}); j.Own && !slices.Contains(r.Marks, m) {
-				r.Marks = append(r.Marks, m)
-			}
+func New(v4, v6 *Change) *Rules { return &Rules{prepared: true, IPv4: v4.family(), IPv6: v6.family()} }
+
+func (c *Change) family() *Family {
+	if c == nil {
+		return nil
+	}
+	f := &Family{change: *c}
+	for _, o := range c.Own {
+		f.Chains = append(f.Chains, o.Name)
+	}
+	for _, j := range c.Jumps {
+		if m := (Mark{j.Name, j.Mark}); j.Own && !slices.Contains(f.Marks, m) {
+			f.Marks = append(f.Marks, m)
 		}
 	}
-	if v4 != nil {
-		r.change4 = *v4
-	}
-	if v6 != nil {
-		r.change6 = *v6
-	}
-	return r
+	return f
 }
 
 // Remove takes the rules out, whatever of them is there.
 func Remove(r *Rules) error {
-	return r.families(func(save, restore string, _ Change) error {
+	return r.families(func(save, restore string, f *Family) error {
 		saved, err := run(save, "")
 		if err != nil {
 			return err
 		}
-		text := r.compileRemoval(saved)
+		text := f.compileRemoval(saved)
 		if text == "" {
 			return nil
 		}
@@ -240,17 +236,17 @@ func Remove(r *Rules) error {
 // Missing lists which of the rules are not there.
 func Missing(r *Rules) ([]string, error) {
 	var missing []string
-	err := r.families(func(save, _ string, _ Change) error {
+	err := r.families(func(save, _ string, f *Family) error {
 		saved, err := run(save, "")
 		if err != nil {
 			return err
 		}
-		for _, n := range r.Chains {
+		for _, n := range f.Chains {
 			if !hasChain(saved, n) {
 				missing = append(missing, fmt.Sprintf("%s: chain %s of table %s", save, n.Chain, n.Table))
 			}
 		}
-		for _, m := range r.Marks {
+		for _, m := range f.Marks {
 			if len(find(saved, m)) == 0 {
 				missing = append(missing, fmt.Sprintf("%s: the rule with %s in chain %s", save, m.Text, m.Chain))
 			}
@@ -260,7 +256,7 @@ func Missing(r *Rules) ([]string, error) {
 	return missing, err
 }
 
-// run starts one of the programs, which PATH or the usual directories hold.
+// run starts one of the programs.
 func run(program, stdin string, args ...string) (string, error) {
 	path, err := lookup(program)
 	if err != nil {
@@ -276,10 +272,21 @@ func run(program, stdin string, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
+// Installed fails if one of the programs is missing: before anything is written that only they could take away.
+func Installed() error {
+	for _, p := range []string{"iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"} {
+		if _, err := lookup(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookup finds a program in PATH or, where a runtime passes none on, in the usual directories.
 func lookup(program string) (string, error) {
 	path, err := exec.LookPath(program)
 	for _, dir := range []string{"/usr/sbin/", "/sbin/", "/usr/local/sbin/"} {
-		if err == nil {
+		if err == nil || os.Getenv("PATH") != "" {
 			break
 		}
 		path, err = exec.LookPath(dir + program)

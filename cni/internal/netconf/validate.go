@@ -22,6 +22,8 @@ func (c *Config) validate() error {
 		fail("missing network name (key \"name\")")
 	} else if !ValidID(c.Name) {
 		fail("name %q must match [a-zA-Z0-9][a-zA-Z0-9_.-]*", c.Name)
+	} else if len(c.Name) > MaxName {
+		fail("name %.40s… is %d bytes long, the limit is %d", c.Name, len(c.Name), MaxName)
 	}
 	if c.MTU != 0 && (c.MTU < 68 || c.MTU > 65535) {
 		fail("mtu %d is not between 68 and 65535", c.MTU)
@@ -103,6 +105,9 @@ func (r *Range) check() error {
 	}
 	return nil
 }
+
+// MaxName is how long a network's name may be, in bytes: it is part of file names.
+const MaxName = 200
 
 // ValidID is the specification's rule for network names and container ids.
 func ValidID(s string) bool {

@@ -59,17 +59,9 @@ func (n *Network) remove(rec *state.Record) error {
 func (n *Network) detach(rec *state.Record) error {
 	// 1. The table: from here on the guard drops whatever the pod sends. If it has to be made again as a whole
 	// that is done below, when the record is gone.
-	var small error
-	if rec.Pod.Bridge != "" {
-		small = errShared
-	} else if ops := ruleset.DelPod(rec.Pod); len(ops) > 0 {
-		small = n.nft.Commit(ops)
-		n.store.Deleted(uptime())
-	}
-	if rec.IPTables != nil {
-		if err := iptables.Remove(rec.IPTables); err != nil {
-			return err
-		}
+	small, err := n.dropRules(rec)
+	if err != nil {
+		return err
 	}
 	if err := delRules.Hit(); err != nil {
 		return err
@@ -92,6 +84,22 @@ func (n *Network) detach(rec *state.Record) error {
 		return n.rules(nil)
 	}
 	return nil
+}
+
+// dropRules takes an attachment's rules out. small is why the table has to be made again as a whole, once the record
+// is gone.
+func (n *Network) dropRules(rec *state.Record) (small, err error) {
+	if rec.IPTables != nil {
+		return nil, iptables.Remove(rec.IPTables)
+	}
+	if rec.Pod.Bridge != "" {
+		return errShared, nil
+	}
+	if ops := ruleset.DelPod(rec.Pod); len(ops) > 0 {
+		small = n.nft.Commit(ops)
+		n.store.Deleted(uptime())
+	}
+	return small, nil
 }
 
 // errShared says that elements of an attachment may be others' too, so that only the records can tell what stays.

@@ -199,7 +199,9 @@ func (n *Network) desired() (ruleset.Desired, error) {
 		return d, err
 	}
 	for _, r := range records {
-		d.Pods = append(d.Pods, r.Pod)
+		if r.IPTables == nil {
+			d.Pods = append(d.Pods, r.Pod)
+		}
 	}
 	nets, err := n.store.Networks()
 	if err != nil {

@@ -70,7 +70,7 @@ func (n *Network) Remove(rec *state.Record) error { return n.remove(rec) }
 // be masqueraded when they are the destination.
 func (n *Network) Rules(rec *state.Record, subnets ...netip.Prefix) error {
 	if rec.IPTables != nil {
-		return iptables.Ensure(rec.IPTables)
+		return errors.Join(iptables.Ensure(rec.IPTables), n.flushFlows(rec, true))
 	}
 	changed := false
 	if len(subnets) > 0 {

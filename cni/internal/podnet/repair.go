@@ -43,7 +43,11 @@ func (n *Network) repair() error {
 		if !r.Pending {
 			continue
 		}
-		if err := errors.Join(n.undo(r), n.store.Remove(r.Name()), repairPending.Hit()); err != nil {
+		if err := n.undo(r); err != nil { // one that cannot be undone must not stop all others; its DEL tries again
+			n.remark("the unfinished attachment of container %s cannot be taken off: %v", r.ContainerID, err)
+			continue
+		}
+		if err := errors.Join(n.store.Remove(r.Name()), repairPending.Hit()); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,6 @@
 // Command cni-conform runs the conformance suite of package conform against sets of CNI plugins:
 //
-//	cni-conform [-run TEXT] NAME=DIRECTORY ...
+//	cni-conform [-run TEXT] [-backend iptables] NAME=DIRECTORY ...
 //
 // It prints a line for each case with a column for each set and fails if the first set fails a case: the others are
 // there to compare with.
@@ -17,6 +17,7 @@ import (
 
 func main() {
 	filter := flag.String("run", "", "only cases whose \"type: case\" contains this")
+	backend := flag.String("backend", "", "what the node's /etc/berth/cni.json says: nftables or iptables")
 	flag.Parse()
 	var sets []conform.Set
 	for _, arg := range flag.Args() {
@@ -28,10 +29,20 @@ func main() {
 		sets = append(sets, conform.Set{Name: name, Dir: dir})
 	}
 	if len(sets) == 0 {
-		fmt.Fprintln(os.Stderr, "usage: cni-conform [-run TEXT] NAME=DIRECTORY ...")
+		fmt.Fprintln(os.Stderr, "usage: cni-conform [-run TEXT] [-backend NAME] NAME=DIRECTORY ...")
 		os.Exit(2)
 	}
 	os.Exit(conform.Isolate(func() int {
+		if *backend != "" {
+			err := conform.LayerEtc()
+			if err == nil {
+				err = conform.NodeBackend(*backend)
+			}
+			if err != nil {
+				fmt.Fprintln(os.Stderr, "cni-conform:", err)
+				return 1
+			}
+		}
 		if conform.Run(os.Stdout, sets, *filter)[sets[0].Name] > 0 {
 			return 1
 		}
