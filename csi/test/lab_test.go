@@ -209,11 +209,6 @@ func (l *lab) stop() {
 	}
 }
 
-func (l *lab) kill() {
-	_ = l.cmd.Process.Kill()
-	<-l.done
-}
-
 func (l *lab) tail() string {
 	b, _ := os.ReadFile(l.dir + "/log")
 	lines := strings.Split(string(b), "\n")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/berth-project/berth/e2e/bench/report"
@@ -33,8 +34,8 @@ func (b *bench) kubelet() string { return b.lab.Dir + "/kubelet" }
 // mount is where a pool's file system is: btrfs in a loop file of its own; the loop pool is on the lab's directory.
 func (b *bench) mount(pool string) string { return filepath.Join(b.lab.Dir, "pool-"+pool) }
 
-// Run measures everything and writes out/bench/csi.json.
-func Run(ctx context.Context, lab *harness.Lab, out string) (err error) {
+// Run measures the parts that are named (bursts, sidecars, share, disks; none: all) and writes out/bench/csi.json.
+func Run(ctx context.Context, lab *harness.Lab, out string, names ...string) (err error) {
 	b := &bench{lab: lab}
 	if err := harness.Stop(ctx, lab); err != nil {
 		return err
@@ -50,9 +51,15 @@ func Run(ctx context.Context, lab *harness.Lab, out string) (err error) {
 		return err
 	}
 	r := &report.Report{}
-	for _, part := range []func(context.Context, *report.Report) error{b.bursts, b.sidecars, b.share, b.disks} {
-		if err := part(ctx, r); err != nil {
-			return err
+	for _, part := range []struct {
+		name string
+		run  func(context.Context, *report.Report) error
+	}{{"bursts", b.bursts}, {"sidecars", b.sidecars}, {"share", b.share}, {"disks", b.disks}} {
+		if len(names) > 0 && !slices.Contains(names, part.name) {
+			continue
+		}
+		if err := part.run(ctx, r); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
 	r.Print(os.Stdout)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -75,16 +76,20 @@ func (b *bench) disk(ctx context.Context, r *report.Report, pool, fs string) (er
 	if _, err := n.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: staging, VolumeCapability: request("", pool, fs, 0).GetVolumeCapabilities()[0]}); err != nil {
 		return err
 	}
-	for _, job := range []string{"write", "read", "randwrite", "randread"} {
+	for _, job := range []string{"write", "read", "randwrite", "randread", "randread1"} {
 		var on, off report.Series
-		for range 3 {
-			for dir, into := range map[string]*report.Series{staging: &on, plain: &off} {
-				rate, ferr := fio(ctx, job, dir)
-				if ferr != nil {
-					return ferr
-				}
-				*into = append(*into, rate)
+		for round := range 4 { // the order changes, so that neither side always comes after the other
+			first, second := &on, &off
+			dirs := []string{staging, plain}
+			if round%2 == 1 {
+				first, second, dirs = second, first, []string{plain, staging}
 			}
+			a, aerr := fio(ctx, job, dirs[0])
+			b, berr := fio(ctx, job, dirs[1])
+			if err := errors.Join(aerr, berr); err != nil {
+				return err
+			}
+			*first, *second = append(*first, a), append(*second, b)
 		}
 		r.Add(fmt.Sprintf("fio_%s_%s", job, pool), "MiB/s", on.P50(), off.P50())
 	}
@@ -93,11 +98,19 @@ func (b *bench) disk(ctx context.Context, r *report.Report, pool, fs string) (er
 	return errors.Join(err, derr, os.RemoveAll(plain), os.Remove(staging))
 }
 
-// fio runs one job for two seconds by direct I/O on a file that is written in full first, and returns MiB/s.
+// fio runs one job for two seconds by direct I/O on a file that is written in full first, and returns MiB/s. Large blocks
+// are 1 MiB, four at a time; small ones 4 KiB, 32 at a time, or one after the other where the job's name ends in 1, which
+// shows the time that a single request takes.
 func fio(ctx context.Context, job, dir string) (float64, error) {
-	size := map[string]string{"write": "1M", "read": "1M", "randwrite": "4k", "randread": "4k"}[job]
-	cmd := exec.CommandContext(ctx, "fio", "--name=x", "--filename="+dir+"/fio", "--size=256M", "--rw="+job, "--bs="+size, "--direct=1",
-		"--ioengine=psync", "--overwrite=1", "--runtime=2", "--time_based", "--output-format=json")
+	size, depth := "1M", "4"
+	if strings.HasPrefix(job, "rand") {
+		size, depth = "4k", "32"
+	}
+	if strings.HasSuffix(job, "1") {
+		depth = "1"
+	}
+	cmd := exec.CommandContext(ctx, "fio", "--name=x", "--filename="+dir+"/fio", "--size=256M", "--rw="+strings.TrimSuffix(job, "1"), "--bs="+size,
+		"--direct=1", "--ioengine=libaio", "--iodepth="+depth, "--overwrite=1", "--runtime=2", "--time_based", "--output-format=json")
 	out, err := cmd.Output()
 	if err != nil {
 		return 0, fmt.Errorf("fio: %w: %s", err, out)

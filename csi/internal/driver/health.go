@@ -26,7 +26,7 @@ func (d *Driver) health(ctx context.Context, id string) (*csi.VolumeHealth, erro
 	if err := text("volume_id", id); err != nil {
 		return nil, err
 	}
-	all, err := d.m.Health(ctx, id)
+	all, err := d.m.Health(ctx, d.m.Resolve(id))
 	if err != nil {
 		return nil, err
 	}

@@ -92,7 +92,7 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSta
 	if err != nil {
 		return nil, err
 	}
-	v, u, err := d.m.Usage(ctx, r.GetVolumeId(), r.GetVolumePath())
+	v, u, err := d.m.Usage(ctx, d.m.Resolve(r.GetVolumeId()), r.GetVolumePath())
 	if err != nil {
 		return nil, err
 	}

@@ -53,11 +53,18 @@ func (m *Manager) inlinePool() (*Pool, error) {
 }
 
 // IsInline says whether a handle of the kubelet's is an inline volume's.
-func (m *Manager) IsInline(handle string) bool {
+func (m *Manager) IsInline(handle string) bool { return m.Resolve(handle) != handle }
+
+// Resolve is the id of the volume that the kubelet calls handle: for an inline volume, which the kubelet has named
+// itself, ours; else the same.
+func (m *Manager) Resolve(handle string) string {
+	id := newID(volumeKind, inlineName(handle))
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_, ok := m.volumes[newID(volumeKind, inlineName(handle))]
-	return ok
+	if _, ok := m.volumes[id]; ok {
+		return id
+	}
+	return handle
 }
 
 // UnpublishInline ends and deletes an inline volume.

@@ -18,9 +18,9 @@ func main() {
 		os.Exit(1)
 	}
 	os.Exit(harness.Isolate(lab, func() int {
-		ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 		defer cancel()
-		if err := csibench.Run(ctx, lab, os.Getenv("BERTH_OUT")); err != nil {
+		if err := csibench.Run(ctx, lab, os.Getenv("BERTH_OUT"), os.Args[1:]...); err != nil {
 			fmt.Fprintln(os.Stderr, "csibench:", err)
 			return 1
 		}
