@@ -14,7 +14,7 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 GPU      := deviceplugin/cmd/berth-gpu
-PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi
+PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
 PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
@@ -61,6 +61,7 @@ test-unit: ## Test every package, on the real kernel, with -race
 .PHONY: test-e2e
 test-e2e: ## The real kubelet, the whole conformance suite over SPDY, and a few kills of each sort
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -p 1 -timeout 40m ./...
+	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) $(GO) test -trimpath -timeout 10m .
 
 .PHONY: check
 check: ## Formatting, vet, staticcheck, errcheck, errorlint, vulnerabilities, import rules
@@ -70,6 +71,11 @@ check: ## Formatting, vet, staticcheck, errcheck, errorlint, vulnerabilities, im
 conformance-cri: setup build tools ## critest on Berth and on containerd, both in this run, over SPDY and WebSocket
 	@mkdir -p $(OUT)
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
+
+.PHONY: conformance-csi
+conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-csi
+	@mkdir -p $(OUT)
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
 
 .PHONY: conformance-cni
 conformance-cni: setup build tools ## Upstream's own tests and containerd on berth-cni, then the CNI suite on both, a column for each
@@ -96,6 +102,12 @@ bench-cri: setup build tools ## Berth against containerd + runc and the kernel's
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
 
+.PHONY: bench-csi
+bench-csi: setup build tools ## berth-csi against a no-op driver and the upstream sidecars; writes out/bench/csi.json
+	@mkdir -p $(OUT)/bench
+	$(BUILD) -o $(BIN)/ ./csi/test/noop
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csibench
+
 .PHONY: oracle-specs
 oracle-specs: setup build tools ## Collect the OCI specs that critest and the kubelet's tests make anew: shim/test runs them on runc too
 	rm -f shim/test/testdata/specs.json
@@ -120,6 +132,10 @@ torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboot
 .PHONY: conformance-gpu
 conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults
 	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) BERTH_GPU_FULL=1 $(GO) test -trimpath -count=1 -timeout 20m -v . 2>&1 | grep -vE '^[IEW][0-9]{4} '
+
+.PHONY: bench-gpu
+bench-gpu: setup build ## berth-gpu over its sockets on sixteen GPUs; writes out/bench/gpu.json
+	cd e2e && BERTH_BIN=$(BIN) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-gpu
 
 .PHONY: clean
 clean: stop ## Remove what was built; the tools' cache stays

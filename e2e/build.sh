@@ -45,6 +45,9 @@ echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
 build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
 # The control plane and a kubelet in one program, for the tests that need a cluster: linking it is what takes the time.
 build cluster 0 '' .=cluster
+k=github.com/kubernetes-csi
+build csiprovisioner 0 '' $k/external-provisioner/v6/cmd/csi-provisioner=csi-provisioner
+build csisidecars 0 '' $k/external-resizer/v2/cmd/csi-resizer=csi-resizer $k/external-snapshotter/v8/cmd/csi-snapshotter=csi-snapshotter
 build csisanity 0 '' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity=csi-sanity
 rm -f "$out/.note"
 build kubeproxy 0 '' k8s.io/kubernetes/cmd/kube-proxy=kube-proxy

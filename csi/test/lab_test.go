@@ -2,11 +2,13 @@ package test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -28,10 +30,38 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv("BERTH_CSI_TENANT"); role != "" {
 		os.Exit(tenant(role, os.Args[1:]))
 	}
+	if os.Getenv(isolated) == "" {
+		os.Exit(isolate())
+	}
 	os.Exit(run(m))
 }
 
+const isolated = "BERTH_CSI_ISOLATED"
+
+// isolate runs the tests in a mount namespace of their own: a namespace that another program of this machine makes
+// meanwhile would get copies of our mounts, and keep file systems and loop devices in use after we have let go.
+func isolate() int {
+	runtime.LockOSThread() // Pdeathsig is sent when the forking thread ends
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), isolated+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGTERM}
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
 func run(m *testing.M) int {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "berth-csi-bin-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -86,7 +116,7 @@ func newLab(t *testing.T, k kind, size int64, more string) *lab {
 	if os.Geteuid() != 0 {
 		t.Fatal("these tests mount: run them as root")
 	}
-	dir, err := os.MkdirTemp("", fmt.Sprintf("berth-csi-%d-", labs.Add(1)))
+	dir, err := os.MkdirTemp("", fmt.Sprintf("volumes-%d-", labs.Add(1)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +172,7 @@ func (l *lab) start(fail string) bool {
 	l.cmd = exec.Command(program, "--config", l.conf)
 	l.cmd.Stdout, l.cmd.Stderr = log, log
 	l.cmd.Env = append(os.Environ(), "BERTH_FAIL="+fail)
-	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
 	l.ok(l.cmd.Start())
 	l.ok(log.Close())
 	l.done = make(chan struct{})
@@ -209,7 +239,7 @@ func (l *lab) end() {
 	for _, m := range slices.Backward(l.mounts()) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
-	for range 100 { // a loop device ends a moment after its mount
+	for range 500 { // a loop device ends a moment after its mount
 		if len(l.loops()) == 0 {
 			break
 		}

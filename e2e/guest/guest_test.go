@@ -35,7 +35,7 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 	defer cancel()
 	m := vm.Machine{
 		Cache: cache, Work: work, MemoryMB: 3072, DiskMB: 3000, CPUs: 2,
-		Programs: []string{"ip", "nft", "bash", "ldd", "apparmor_parser"},
+		Programs: []string{"ip", "nft", "bash", "ldd", "apparmor_parser", "sudo=env", "ipcmk", "ipcrm", tools + "/busybox-sh"},
 		Files: map[string]string{
 			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh",
 		},

@@ -49,7 +49,7 @@ func makeDisk(ctx context.Context, m *Machine, k *kernel, initProgram, disk stri
 		}
 	}
 	err := errors.Join(
-		addModules(root, k), addFile(initProgram, filepath.Join(root, "sbin/vminit")),
+		addApplets(ctx, root), addModules(root, k), addFile(initProgram, filepath.Join(root, "sbin/vminit")),
 		os.Symlink("/bin/kmod", filepath.Join(root, "sbin/modprobe")),
 		os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n"), 0o644),
 		os.WriteFile(filepath.Join(root, "etc/group"), []byte("root:x:0:\nnogroup:x:65534:\n"), 0o644),
@@ -72,11 +72,29 @@ func addModules(root string, k *kernel) error {
 	return addTree(k.modules, filepath.Join(root, "lib/modules", k.release))
 }
 
-// addProgram copies a program of the host and the libraries that the loader would map for it.
-func addProgram(ctx context.Context, root, name string) error {
-	path, err := exec.LookPath(name)
+// addApplets gives busybox all its names that no real program has.
+func addApplets(ctx context.Context, root string) error {
+	list, err := run(ctx, root, "busybox", "--list")
 	if err != nil {
-		return fmt.Errorf("program %s: %w", name, err)
+		return err
+	}
+	for name := range strings.FieldsSeq(list) {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// addProgram copies a program of the host and the libraries that the loader would map for it.
+func addProgram(ctx context.Context, root, program string) error {
+	name, from, other := strings.Cut(program, "=")
+	if !other {
+		name, from = filepath.Base(program), program
+	}
+	path, err := exec.LookPath(from)
+	if err != nil {
+		return fmt.Errorf("program %s: %w", program, err)
 	}
 	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return err

@@ -27,7 +27,7 @@ import (
 type Machine struct {
 	Cache    string            // where kernels and built programs are kept between runs
 	Work     string            // an empty directory for the disk; the caller removes it
-	Programs []string          // programs of the host by name, copied with their libraries
+	Programs []string          // programs of the host by name or path, copied with their libraries; "sudo=env" is env by another name
 	Files    map[string]string // guest path: host path of a file or directory
 	Command  []string          // run as root in /vm, argv[0] a guest path
 	Env      []string

@@ -20,11 +20,12 @@ var update = flag.Bool("update", false, "write the deps.txt of every program")
 func programs() map[string][]string {
 	small := []string{grpc, http, k8s, "github.com/", "encoding/xml", "crypto/tls"}
 	return map[string][]string{
-		"cri/cmd/berth-cri":          {},
-		"shim/cmd/berth-shim":        slices.DeleteFunc(slices.Clone(small), func(s string) bool { return s == "github.com/" }),
-		"cni/cmd/berth-cni":          small,
-		"deviceplugin/cmd/berth-gpu": {k8s + "/client-go", k8s + "/api", k8s + "/apimachinery"},
-		"csi/cmd/berth-csi":          {},
+		"cri/cmd/berth-cri":              {},
+		"shim/cmd/berth-shim":            slices.DeleteFunc(slices.Clone(small), func(s string) bool { return s == "github.com/" }),
+		"cni/cmd/berth-cni":              small,
+		"deviceplugin/cmd/berth-gpu":     {k8s + "/client-go", k8s + "/api", k8s + "/apimachinery"},
+		"deviceplugin/cmd/berth-gpu-dra": {"github.com/NVIDIA/"},
+		"csi/cmd/berth-csi":              {},
 	}
 }
 
@@ -93,6 +94,7 @@ func starters() map[string]string {
 		"cri/internal/shims/shim.go":                       "berth-shim",
 		"cni/internal/delegate/delegate.go":                "an IPAM plugin that is not built in, as the specification says",
 		"cni/internal/iptables/iptables.go":                "iptables-save and iptables-restore, where the configuration asks for iptables",
+		"deviceplugin/internal/mps/daemon.go":              "nvidia-cuda-mps-control, by berth-gpu itself, and to ask it",
 		"shim/internal/seccomp/gen/main.go":                "go list, on a developer's machine",
 		"deviceplugin/internal/discovery/child/process.go": "berth-gpu itself, to talk to the driver",
 		"csi/internal/mkfs/mkfs.go":                        "mkfs.ext4, mkfs.xfs, e2fsck, resize2fs",

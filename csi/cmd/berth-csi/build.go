@@ -9,8 +9,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/berth-project/berth/csi/internal/btrfs"
+	"github.com/berth-project/berth/csi/internal/cluster"
 	"github.com/berth-project/berth/csi/internal/config"
 	"github.com/berth-project/berth/csi/internal/driver"
 	"github.com/berth-project/berth/csi/internal/journal"
@@ -29,6 +31,7 @@ type daemon struct {
 	driver       *driver.Driver
 	registration *registration.Server
 	debug        *debugServer
+	loops        *cluster.Loops // nil: not enabled
 }
 
 // build wires everything and starts nothing. A pool that cannot keep what it promises is refused here.
@@ -73,6 +76,11 @@ func (d *daemon) assemble() error {
 		return fmt.Errorf("kubelet_dir: %s is a symbolic link: name %s, and in the kubelet's --root-dir too", d.conf.KubeletDir, kubelet)
 	}
 	c := volume.Config{KubeletDir: d.conf.KubeletDir, Boot: strings.TrimSpace(string(boot)), Log: d.log}
+	c.Changed = func(pool string) {
+		if d.loops != nil {
+			d.loops.Changed(pool)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(d.conf.Pools)) {
 		p, err := d.pool(name, d.conf.Pools[name])
 		if err != nil {
@@ -86,7 +94,24 @@ func (d *daemon) assemble() error {
 	d.driver = driver.New(d.volumes, driver.Info{Name: d.conf.Driver, Version: version, Node: d.conf.Node, MaxVolumes: d.conf.MaxVolumes})
 	d.registration = registration.New(d.conf.Driver, d.conf.Socket, d.log)
 	d.debug = newDebugServer(d.conf.DebugSocket, d.volumes)
-	return nil
+	return d.watch()
+}
+
+// watch makes the loops that need the API server, if they are wanted.
+func (d *daemon) watch() error {
+	k := d.conf.Cluster
+	if !k.Enabled {
+		return nil
+	}
+	after, err := time.ParseDuration(k.OrphanAge)
+	if err != nil {
+		return err
+	}
+	d.loops, err = cluster.New(cluster.Config{
+		Name: d.conf.Driver, Node: d.conf.Node, TopologyKey: driver.TopologyKey(d.conf.Driver), Kubeconfig: k.Kubeconfig,
+		QPS: k.QPS, Burst: k.Burst, Workers: k.Workers, Namespace: k.Namespace, OrphanAfter: after, Log: d.log,
+	}, d.driver)
+	return err
 }
 
 // pool opens a pool that is configured. Its identity is recorded the first time, so that an unmounted one is told from

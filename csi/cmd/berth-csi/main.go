@@ -1,7 +1,7 @@
 // Command berth-csi is the CSI driver for local volumes: it serves CSI 1.13 and the kubelet's plugin registration on
 // Unix sockets, and runs the provisioning, resize, snapshot and capacity loops of its own node.
 //
-//	berth-csi [--config FILE]                 serve
+//	berth-csi [--config FILE] [--node NAME]   serve; --node is the node's name, before what the file says
 //	berth-csi config default                  print the configuration with every default and an example of a pool
 //	berth-csi config check FILE               say what is wrong with a configuration
 //	berth-csi [--config FILE] pools           what each pool has promised, and what is wrong with it
@@ -40,12 +40,13 @@ func main() {
 func command(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("berth-csi", flag.ContinueOnError)
 	path := flags.String("config", "/etc/berth/csi.toml", "configuration file (TOML)")
+	node := flags.String("node", "", "this node's name, before what the configuration says")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	switch rest := flags.Args(); {
 	case len(rest) == 0:
-		return serve(ctx, *path)
+		return serve(ctx, *path, *node)
 	case len(rest) == 1 && (rest[0] == "pools" || rest[0] == "volumes" || rest[0] == "orphans"):
 		return show(ctx, *path, rest[0], out)
 	case rest[0] == "failpoints" && len(rest) == 1:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -21,11 +22,12 @@ import (
 const callDeadline = 10 * time.Minute
 
 // serve runs the driver until ctx ends. Mounts go on after it.
-func serve(ctx context.Context, path string) error {
+func serve(ctx context.Context, path, node string) error {
 	conf, err := config.Load(path)
 	if err != nil {
 		return err
 	}
+	conf.Node = cmp.Or(node, conf.Node)
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	if err := level.UnmarshalText([]byte(conf.LogLevel)); err != nil {
@@ -67,6 +69,9 @@ func (d *daemon) run(ctx context.Context, l net.Listener) error {
 	part(func(context.Context) error { return g.Serve(l) })
 	if d.conf.Registry != "" {
 		part(func(ctx context.Context) error { return d.registration.Run(ctx, d.conf.Registry) })
+	}
+	if d.loops != nil {
+		part(d.loops.Run)
 	}
 	d.log.Info("serving", "socket", l.Addr().String(), "driver", d.conf.Driver, "node", d.conf.Node, "version", version)
 	<-ctx.Done()

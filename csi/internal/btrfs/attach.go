@@ -40,8 +40,12 @@ func (b *Backend) Holds(_ context.Context, v volume.Spec, p mount.Point) (bool, 
 
 // Release implements volume.Attacher: there is nothing to detach, but somebody may still have it mounted.
 func (b *Backend) Release(_ context.Context, v volume.Spec) error {
-	all, err := mount.Everywhere()
+	d, err := b.pool.Dir() // of a pool that is not there nobody knows
 	if err != nil {
+		return err
+	}
+	all, err := mount.Everywhere()
+	if err := errors.Join(err, d.Close()); err != nil {
 		return err
 	}
 	// The root of a mount within the file system is POOL/volumes/ID/..., of which a tenant says only the end.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -184,17 +185,33 @@ func (c Config) Validate() error {
 	if len(c.Pools) == 0 {
 		bad("pools", "there is none: add a table [pools.NAME] with backend and path")
 	}
-	defaults := 0
+	defaults, inline := 0, 0
 	for name, p := range c.Pools {
 		all = append(all, p.validate(name)...)
 		if p.Default {
 			defaults++
 		}
+		if p.Ephemeral {
+			inline++
+		}
 	}
 	if defaults > 1 {
 		bad("pools", "%d say default = true, at most one may", defaults)
 	}
-	return errors.Join(all...)
+	if inline > 1 {
+		bad("pools", "%d say ephemeral = true, at most one may: a pod does not choose", inline)
+	}
+	return errors.Join(append(all, c.Cluster.validate()...)...)
+}
+
+func (k Cluster) validate() (all []error) {
+	if d, err := time.ParseDuration(k.OrphanAge); err != nil || d <= 0 {
+		all = append(all, fmt.Errorf("cluster.orphan_after: %q is no duration like 24h", k.OrphanAge))
+	}
+	if k.QPS <= 0 || k.Burst < 1 || k.Workers < 1 || k.Workers > 1000 {
+		all = append(all, fmt.Errorf("cluster: qps %g, burst %d, workers %d: all must be above 0, workers at most 1000", k.QPS, k.Burst, k.Workers))
+	}
+	return all
 }
 
 // Backends are the backends there are.

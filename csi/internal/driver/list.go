@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"slices"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -14,9 +15,10 @@ func capacityResponse(free, smallest int64) *csi.GetCapacityResponse {
 	return &csi.GetCapacityResponse{AvailableCapacity: free, MaximumVolumeSize: wrapperspb.Int64(free), MinimumVolumeSize: wrapperspb.Int64(smallest)}
 }
 
-// ListVolumes implements csi.ControllerServer.
+// ListVolumes implements csi.ControllerServer. Inline volumes are the kubelet's and are not listed.
 func (d *Driver) ListVolumes(_ context.Context, r *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
-	all, next, err := page(d.m.Volumes(), r.GetMaxEntries(), r.GetStartingToken())
+	claimed := slices.DeleteFunc(d.m.Volumes(), func(v volume.Volume) bool { return v.Inline })
+	all, next, err := page(claimed, r.GetMaxEntries(), r.GetStartingToken())
 	if err != nil {
 		return nil, err
 	}

@@ -187,11 +187,11 @@ func (d *Dir) Discard(name string) error {
 	return err
 }
 
-// Space is the state of the pool's file system, in bytes and inodes.
+// Space is the state of the pool's file system, in bytes and inodes; InodesFree is -1 where there is no limit (btrfs).
 type Space struct {
-	Total, Free, Inodes, InodesFree int64
-	ReadOnly                        bool
-	FSType                          int64 // statfs(2) f_type
+	Total, Free, InodesFree int64
+	ReadOnly                bool
+	FSType                  int64 // statfs(2) f_type
 }
 
 // Space asks the file system.
@@ -204,11 +204,14 @@ func (d *Dir) Space() (Space, error) {
 	if err := errors.Join(unix.Fstatfs(int(f.Fd()), &st), f.Close()); err != nil {
 		return Space{}, err
 	}
-	return Space{
-		Total: int64(st.Blocks) * st.Bsize, Free: int64(st.Bavail) * st.Bsize, //nolint:gosec // sizes fit
-		Inodes: int64(st.Files), InodesFree: int64(st.Ffree), //nolint:gosec // counts fit
+	s := Space{
+		Total: int64(st.Blocks) * st.Bsize, Free: int64(st.Bavail) * st.Bsize, InodesFree: int64(st.Ffree), //nolint:gosec // sizes fit
 		ReadOnly: st.Flags&unix.ST_RDONLY != 0, FSType: st.Type,
-	}, nil
+	}
+	if st.Files == 0 {
+		s.InodesFree = -1
+	}
+	return s, nil
 }
 
 // Full turns a file system's "no room" into ResourceExhausted and "read-only" into Unavailable; other errors stay.

@@ -58,7 +58,7 @@ type Traits struct {
 	NodeGrows bool
 }
 
-// Space is the state of a pool in bytes and inodes.
+// Space is the state of a pool in bytes and inodes; InodesFree is negative where there is no limit.
 type Space struct {
 	Total, Free, InodesFree int64
 	ReadOnly                bool

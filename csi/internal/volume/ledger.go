@@ -79,7 +79,7 @@ func (m *Manager) reserveLocked(p *Pool, s poolState, n int64) error {
 		return errs.ResourceExhausted.Errorf("pool %s has %d bytes left to promise, %d are needed (it promised %d of %d; %d free in its file system)",
 			p.Name, l.free(), n, l.promised, l.limit, s.space.Free)
 	}
-	if s.space.InodesFree == 0 && s.space.Total > 0 && p.Kind != "btrfs" {
+	if s.space.InodesFree == 0 {
 		return errs.ResourceExhausted.Errorf("pool %s is out of inodes", p.Name)
 	}
 	return nil

@@ -22,6 +22,7 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/discovery/procfs"
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
 	"github.com/berth-project/berth/deviceplugin/internal/ledger"
+	"github.com/berth-project/berth/deviceplugin/internal/mps"
 	"github.com/berth-project/berth/deviceplugin/internal/node"
 	"github.com/berth-project/berth/deviceplugin/internal/server"
 	"github.com/berth-project/berth/proto/errs"
@@ -38,6 +39,11 @@ type daemon struct {
 	node   *node.Node
 	server *server.Server
 	edge   *rpc.Edge
+	mps    *mps.Supervisor
+	debug  *debugServer
+	reload *reloader
+	// labels is the feature file, podResources the kubelet's socket.
+	labels, podResources string
 }
 
 // sources is who can be asked, and how the driver's numbers are found.
@@ -150,7 +156,7 @@ func lockState(dir string) (*os.File, error) {
 }
 
 // build wires everything and starts nothing but the lock.
-func build(conf config.Config, o options, log *slog.Logger) (*daemon, error) {
+func build(conf config.Config, o options, log *slog.Logger, level *slog.LevelVar) (*daemon, error) {
 	offer, err := conf.Offer(o.override)
 	if err != nil {
 		return nil, err
@@ -173,21 +179,28 @@ func build(conf config.Config, o options, log *slog.Logger) (*daemon, error) {
 	}
 	limits := discovery.Limits{Inventory: config.Milliseconds(conf.Health.Start), Sample: config.Milliseconds(conf.Health.Timeout)}
 	d.source = discovery.NewGuard(src.source, limits)
+	root := driver.Root{Host: conf.Driver.Root, View: or(conf.Driver.View, conf.Driver.Root)}
+	if d.mps, err = d.supervisor(conf, root); err != nil {
+		return nil, errors.Join(err, d.lock.Close())
+	}
 	d.node = node.New(node.Config{
 		Dir: conf.Root, BootID: strings.TrimSpace(string(boot)), CDIDir: conf.CDI.Dir,
 		Driver: node.Driver{
-			Root: driver.Root{Host: conf.Driver.Root, View: or(conf.Driver.View, conf.Driver.Root)},
+			Root: root,
 			Dev:  conf.Driver.Dev, DevView: or(conf.Driver.DevView, conf.Driver.Dev), Capabilities: conf.Driver.Groups(),
 			Majors: src.majors, Optional: o.fake != "",
 		},
 		Health: conf.Health.Rules(), Poll: config.Milliseconds(conf.Health.Poll), Forget: config.Milliseconds(conf.Health.Forget),
-		Policy: offer, Log: log, Now: time.Now,
+		Policy: offer, MPS: d.mps.Reason, Held: d.ledger.Holder, Log: log, Now: time.Now,
 	}, d.source)
 	d.edge = rpc.NewEdge(log, time.Minute, []string{"/v1beta1.DevicePlugin/ListAndWatch"}, nil)
 	d.server = server.New(server.Config{
 		State: conf.State, Kubelet: conf.Kubelet.Dir, Plugins: conf.Kubelet.Plugins, Watcher: conf.Kubelet.Registration != "legacy", Legacy: conf.Kubelet.Registration != "watcher",
-		Annotations: conf.CDI.Annotations, MPSDir: filepath.Join(conf.State, "mps"), Log: log, Edge: d.edge,
+		Annotations: conf.CDI.Annotations, MPSDir: mpsDir(conf), Log: log, Edge: d.edge,
 	}, d.node, d.ledger)
+	d.labels, d.podResources = conf.Labels.File, or(conf.Kubelet.PodResources, filepath.Join(conf.Kubelet.Dir, "pod-resources/kubelet.sock"))
+	d.debug = &debugServer{socket: conf.DebugSocket, address: conf.Metrics, view: d.collect, claims: d.serveClaims}
+	d.reload = &reloader{o: o, level: level, log: log, node: d.node}
 	return d, nil
 }
 

@@ -2,6 +2,7 @@
 // containers through CDI.
 //
 //	berth-gpu [--config FILE] [--override NAME] [--fake PROFILE]   serve
+//	berth-gpu [--config FILE] status [--json]   what a running one knows: GPUs, health, who holds them
 //	berth-gpu config default              print the configuration with every default
 //	berth-gpu config check FILE           say what is wrong with a configuration
 //	berth-gpu profiles                    list the fake nodes that are built in
@@ -23,6 +24,7 @@ import (
 
 	"github.com/berth-project/berth/deviceplugin/internal/config"
 	"github.com/berth-project/berth/deviceplugin/internal/discovery/fake"
+	"github.com/berth-project/berth/deviceplugin/internal/mps"
 	"github.com/berth-project/berth/internal/failpoint"
 )
 
@@ -58,9 +60,14 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	if len(rest) == 0 {
 		return serve(ctx, o)
 	}
+	if rest[0] == mps.Verb && len(rest) == 3 {
+		return mps.Become(rest[1], rest[2])
+	}
 	switch what := strings.Join(rest[:min(len(rest), 2)], " "); {
 	case what == "probe":
 		return probe(ctx, o)
+	case rest[0] == "status" && len(rest) <= 2:
+		return status(ctx, o, rest[1:], out)
 	case what == "inventory":
 		return printInventory(ctx, o, out)
 	case what == "profiles":
@@ -86,5 +93,5 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		_, err := fmt.Fprintln(out, rest[2], "is good")
 		return err
 	}
-	return fmt.Errorf("unknown command %q: have config default, config check FILE, profiles, inventory, failpoints, version, or none to serve", rest)
+	return fmt.Errorf("unknown command %q: have config default, config check FILE, status [--json], profiles, inventory, failpoints, version, or none to serve", rest)
 }

@@ -28,7 +28,7 @@ func serve(ctx context.Context, o options) error {
 	if err := failpoint.Load(filepath.Join(conf.State, "failpoints")); err != nil {
 		return err
 	}
-	d, err := build(conf, o, log)
+	d, err := build(conf, o, log, level)
 	if err != nil {
 		return err
 	}
@@ -57,6 +57,12 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	part("node", d.node.Run)
 	part("server", d.server.Run)
+	part("debug", d.debug.run)
+	part("configuration", d.reload.run)
+	part("ledger", d.reconcile)
+	part("labels", d.label)
+	part("mps", d.mps.Run)
+	part("sharing", d.share)
 	<-ctx.Done()
 	wg.Wait()
 	d.close()

@@ -29,12 +29,11 @@ type Config struct {
 	CDI     CDI     `toml:"cdi"`
 	Health  Health  `toml:"health"`
 	Labels  Labels  `toml:"labels"`
-	DRA     DRA     `toml:"dra"`
 
 	MIG       string     `toml:"mig_strategy" comment:"Without [[resources]]: none (whole GPUs), single (instances as nvidia.com/gpu) or mixed (nvidia.com/mig-1g.10gb)."`
 	Resources []Resource `toml:"resources" comment:"What is offered; the first that selects a device has it. Without any: by mig_strategy."`
-	// Overrides are chosen by --override or by the node's label.
-	Overrides map[string]Override `toml:"overrides" comment:"Named sets of mig_strategy and resources; a node takes one by its label nvidia.com/device-plugin.config or by --override."`
+	// Overrides are chosen by --override.
+	Overrides map[string]Override `toml:"overrides" comment:"Named sets of mig_strategy and resources; a node takes one by --override."`
 }
 
 // Override replaces what a node offers.
@@ -84,12 +83,6 @@ type Health struct {
 // Labels are GPU-feature-discovery's.
 type Labels struct {
 	File string `toml:"file" comment:"Feature file for node-feature-discovery; empty: none."`
-}
-
-// DRA is dynamic resource allocation.
-type DRA struct {
-	Driver string `toml:"driver" comment:"Name under which DRA is served; empty: not at all."`
-	Kube   string `toml:"kubeconfig" comment:"How to reach the API server; empty: as a pod does."`
 }
 
 // Resource is one rule.

@@ -170,6 +170,9 @@ func (f *finder) list(dir string) []fs.DirEntry {
 func (f *finder) libraries(dir, sub string) ([]Library, error) {
 	var libs []Library
 	entries := f.list(path.Join(dir, sub))
+	if !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return wanted(e.Name(), f.version, f.caps) }) {
+		return nil, nil // nothing of the driver's: a distribution's directory has thousands of links
+	}
 	links := map[string][]string{} // a file's real path -> names beside it
 	for _, e := range entries {
 		if e.Type() == fs.ModeSymlink && strings.Contains(e.Name(), ".so") {

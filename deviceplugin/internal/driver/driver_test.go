@@ -73,7 +73,7 @@ func TestFind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { _ = l.Close() })
 
 	f, err := Find(Root{Host: "/driver", View: dir}, "580.1", []Capability{Compute, Utility, Video})
 	if err != nil {

@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -12,6 +14,17 @@ func Triplet() string {
 		return "aarch64-linux-gnu"
 	}
 	return "x86_64-linux-gnu"
+}
+
+// Program finds one of the driver's programs as this process sees it; where it would be if it is not there.
+func Program(root Root, name string) string {
+	for _, dir := range programDirs() {
+		at := filepath.Join(root.View, dir, name)
+		if fi, err := os.Stat(at); err == nil && fi.Mode().IsRegular() {
+			return at
+		}
+	}
+	return filepath.Join(root.View, "usr/bin", name)
 }
 
 // groups says to which capability a library belongs, by the part of its name between "lib" and ".so"; from the

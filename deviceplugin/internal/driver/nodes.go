@@ -94,7 +94,7 @@ func GPUNodes(m Majors, g *inventory.GPU, graphics bool) ([]Node, error) {
 		return nodes, nil
 	}
 	for _, d := range g.DRM {
-		minor, err := strconv.ParseInt(strings.TrimLeft(d, "cardenDr"), 10, 32)
+		minor, err := strconv.ParseInt(strings.TrimLeft(d, "cardenD"), 10, 32)
 		if err != nil {
 			return nil, fmt.Errorf("%s: DRM node %q: %w", g.UUID, d, err)
 		}

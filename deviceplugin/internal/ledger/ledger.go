@@ -127,7 +127,14 @@ func (l *Ledger) Given() []string {
 	return slices.Sorted(maps.Keys(l.given))
 }
 
-// holder is the claim that has a UUID, or "". The caller holds mu.
+// Holder is the claim that has a UUID, or "".
+func (l *Ledger) Holder(uuid string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.holder(uuid)
+}
+
+// holder is Holder for who holds mu.
 func (l *Ledger) holder(uuid string) string {
 	for c, all := range l.claims {
 		if slices.Contains(all, uuid) {

@@ -35,7 +35,11 @@ type Config struct {
 	// Forget is how long a GPU that is gone stays listed.
 	Forget time.Duration
 	Policy policy.Policy
-	Log    *slog.Logger
+	// MPS says why a GPU's MPS daemon does not serve, "" if it does; nil where there are none.
+	MPS func(uuid string) string
+	// Held is the resource claim that has a device, "" if none has; nil where there are none.
+	Held func(uuid string) string
+	Log  *slog.Logger
 	// Now is the clock.
 	Now func() time.Time
 }
@@ -133,7 +137,14 @@ func (n *Node) SetPolicy(p policy.Policy) {
 	n.mu.Lock()
 	n.policy = p
 	n.mu.Unlock()
-	n.poke()
+	n.Poke()
+}
+
+// Policy is what holds now.
+func (n *Node) Policy() policy.Policy {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.policy
 }
 
 // Source is who is asked.
@@ -142,7 +153,8 @@ func (n *Node) Source() discovery.Source { return n.src }
 // Rules are the health rules.
 func (n *Node) Rules() health.Rules { return n.cfg.Health }
 
-func (n *Node) poke() {
+// Poke makes the next round begin now: something has changed that a round looks at.
+func (n *Node) Poke() {
 	select {
 	case n.wake <- struct{}{}:
 	default:
@@ -185,7 +197,7 @@ func (n *Node) listen(ctx context.Context) {
 		n.mu.Lock()
 		n.events = append(n.events, events...)
 		n.mu.Unlock()
-		n.poke()
+		n.Poke()
 	}
 }
 

@@ -85,7 +85,7 @@ func (n *Node) list(ctx context.Context) (l listing, fresh bool) {
 			v, err := n.src.Inventory(ctx)
 			n.lists <- listing{v, err}
 			if n.late.Load() {
-				n.poke()
+				n.Poke()
 			}
 		})
 	}
@@ -176,6 +176,19 @@ func (n *Node) judge(s *State) {
 		}
 	}
 	s.Plan = policy.Compile(s.Inventory, p, s.Reasons)
+	for _, r := range s.Plan.Resources {
+		for i := range r.Devices {
+			d := &r.Devices[i]
+			if r.Rule.Sharing == policy.MPS && d.Reason == "" && n.cfg.MPS != nil {
+				d.Reason = n.cfg.MPS(d.UUID)
+			}
+			if d.Reason == "" && n.cfg.Held != nil {
+				if c := n.cfg.Held(d.UUID); c != "" {
+					d.Reason = "held by the resource claim " + c
+				}
+			}
+		}
+	}
 }
 
 // log writes one line for each change an operator cares about.

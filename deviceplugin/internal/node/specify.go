@@ -23,11 +23,15 @@ type specifier struct {
 	version string // of the driver whose files were looked up
 	files   driver.Files
 	missing error
+	looked  time.Time
 	last    cdi.Input
 	spec    *specs.Spec
 	stamp   string // of the file that was verified
 	failed  []error
 }
+
+// lookAgain is how often files that were not found are looked for again.
+const lookAgain = 5 * time.Second
 
 // ensure writes and verifies the specification, doing nothing while neither the inventory nor the file has changed.
 // The problems it returns hold until they are mended: each call looks again.
@@ -36,9 +40,9 @@ func (s *specifier) ensure(n *inventory.Node) []error {
 	if err != nil {
 		return []error{fmt.Errorf("device numbers: %w", err)}
 	}
-	if n.Driver.Version != s.version || s.missing != nil {
+	if n.Driver.Version != s.version || s.missing != nil && time.Since(s.looked) > lookAgain {
 		s.files, s.missing = driver.Find(s.cfg.Root, n.Driver.Version, s.cfg.Capabilities)
-		s.version = n.Driver.Version
+		s.version, s.looked = n.Driver.Version, time.Now()
 	}
 	if s.missing != nil && !s.cfg.Optional {
 		return []error{s.missing}

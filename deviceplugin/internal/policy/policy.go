@@ -53,6 +53,14 @@ type Rule struct {
 	Memory uint64
 }
 
+// ClientMemory is what one MPS client of a device may have, in bytes.
+func (r Rule) ClientMemory(d Device) uint64 {
+	if r.Memory > 0 {
+		return r.Memory
+	}
+	return d.Memory / uint64(max(r.Replicas, 1)) //nolint:gosec // positive
+}
+
 // Policy is all of it.
 type Policy struct {
 	Rules []Rule

@@ -101,7 +101,7 @@ func (a responder) mps(out *dp.ContainerAllocateResponse, r *policy.Resource, d 
 	dir := filepath.Join(a.mpsDir, d.UUID)
 	out.Envs = map[string]string{
 		"CUDA_MPS_PIPE_DIRECTORY":                                    "/var/run/nvidia-mps",
-		"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT":                           "0=" + strconv.FormatUint(clientMemory(r.Rule, d)>>20, 10) + "M",
+		"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT":                           "0=" + strconv.FormatUint(r.Rule.ClientMemory(d)>>20, 10) + "M",
 		"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE":                          strconv.Itoa(max(100/r.Rule.Replicas, 1)),
 		"CUDA_MPS_ENABLE_PER_CTX_DEVICE_MULTIPROCESSOR_PARTITIONING": "0",
 	}
@@ -109,14 +109,6 @@ func (a responder) mps(out *dp.ContainerAllocateResponse, r *policy.Resource, d 
 		{HostPath: filepath.Join(dir, "pipe"), ContainerPath: "/var/run/nvidia-mps"},
 		{HostPath: filepath.Join(dir, "shm"), ContainerPath: "/dev/shm"},
 	}
-}
-
-// clientMemory is an MPS client's part in bytes.
-func clientMemory(r policy.Rule, d policy.Device) uint64 {
-	if r.Memory > 0 {
-		return r.Memory
-	}
-	return d.Memory / uint64(r.Replicas) //nolint:gosec // at least 2
 }
 
 // prefer chooses among what is available, keeping to the healthy ones as the kubelet does.

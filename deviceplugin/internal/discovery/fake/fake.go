@@ -45,6 +45,8 @@ type Profile struct {
 	Faults []Fault `json:"faults,omitempty"`
 	// Hang is how long the list of GPUs takes ("30s").
 	Hang string `json:"hang,omitempty"`
+
+	all *inventory.Node // spelled out, when it is read
 }
 
 // GPU is a GPU, or Count alike whose index, minor, bus and uuid count on.
@@ -141,7 +143,18 @@ func Parse(b []byte) (*Profile, error) {
 			return nil, errs.InvalidArgument.Errorf("hang: %w", err)
 		}
 	}
+	p.all = p.spell()
 	return &p, nil
+}
+
+// node is a copy of what the profile spells out.
+func (p *Profile) node() *inventory.Node {
+	n := &inventory.Node{Driver: p.all.Driver, GPUs: slices.Clone(p.all.GPUs), Links: slices.Clone(p.all.Links)}
+	for i := range n.GPUs {
+		n.GPUs[i].Instances = slices.Clone(n.GPUs[i].Instances)
+		n.GPUs[i].DRM = slices.Clone(n.GPUs[i].DRM)
+	}
+	return n
 }
 
 // profile is the profile as the file is now. One that became bad is refused and the last good one holds: half a
@@ -206,8 +219,8 @@ func (s *Source) Inventory(ctx context.Context) (*inventory.Node, error) {
 	return n, nil
 }
 
-// node spells the profile out.
-func (p *Profile) node() *inventory.Node {
+// spell makes GPUs and links of templates.
+func (p *Profile) spell() *inventory.Node {
 	n := &inventory.Node{Driver: p.Driver}
 	for _, t := range p.GPUs {
 		for range max(t.Count, 1) {
@@ -283,7 +296,7 @@ func (s *Source) find(uuid string) (*Profile, *inventory.GPU, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	g := p.node().GPU(uuid)
+	g := p.all.GPU(uuid)
 	if g == nil || slices.ContainsFunc(p.Faults, func(f Fault) bool { return f.GPU == g.Index && f.Gone }) {
 		return nil, nil, errs.NotFound.Errorf("there is no GPU %s", uuid)
 	}
@@ -309,7 +322,7 @@ func (s *Source) Events(ctx context.Context) ([]health.Event, error) {
 }
 
 func (s *Source) news(p *Profile) (all []health.Event) {
-	n := p.node()
+	n := p.all
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range p.Faults {

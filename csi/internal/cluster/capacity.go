@@ -1,0 +1,164 @@
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/tools/cache"
+)
+
+// settle is how long changes are gathered before they are published: a burst of claims is one update.
+const settle = 100 * time.Millisecond
+
+func (l *Loops) watchClasses(classes cache.SharedIndexInformer) error {
+	again := func(any) { l.Changed("") }
+	_, err := classes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: again, UpdateFunc: func(_, o any) { again(o) }, DeleteFunc: again,
+	})
+	return err
+}
+
+// capacityLoop publishes after every change, and once a minute because others use the disk too.
+func (l *Loops) capacityLoop(ctx context.Context) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		if err := l.publish(ctx); err != nil && ctx.Err() == nil {
+			l.conf.Log.Warn("publishing capacity", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			l.orphans(ctx)
+		case <-l.changed:
+		}
+		select { // gather
+		case <-ctx.Done():
+			return
+		case <-time.After(settle):
+		}
+	}
+}
+
+// managed labels what is ours, so that what is no more needed is found.
+func (l *Loops) managed() map[string]string {
+	return map[string]string{"app.kubernetes.io/managed-by": "berth-csi", "berth.dev/driver": l.conf.Name, "berth.dev/node": l.conf.Node}
+}
+
+// publish makes one CSIStorageCapacity per class, owned by the Node, and removes those of classes that are gone.
+func (l *Loops) publish(ctx context.Context) error {
+	classes, err := l.objects.Storage().V1().StorageClasses().Lister().List(labels.Everything())
+	if err != nil {
+		return err
+	}
+	api := l.client.StorageV1().CSIStorageCapacities(l.conf.Namespace)
+	list, err := api.List(ctx, metav1.ListOptions{LabelSelector: labels.FormatLabels(l.managed())})
+	if err != nil {
+		return err
+	}
+	have := map[string]*storagev1.CSIStorageCapacity{}
+	for i := range list.Items {
+		have[list.Items[i].Name] = &list.Items[i]
+	}
+	for _, c := range classes {
+		if c.Provisioner != l.conf.Name {
+			continue
+		}
+		name := l.objectName(c.Name)
+		if err := l.publishClass(ctx, c, have[name]); err != nil {
+			return fmt.Errorf("class %s: %w", c.Name, err)
+		}
+		delete(have, name)
+	}
+	for name := range have {
+		if err := api.Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Loops) objectName(class string) string {
+	sum := sha256.Sum256([]byte(l.conf.Name + "\x00" + l.conf.Node + "\x00" + class))
+	return "berth-" + hex.EncodeToString(sum[:10])
+}
+
+func (l *Loops) publishClass(ctx context.Context, c *storagev1.StorageClass, have *storagev1.CSIStorageCapacity) error {
+	params := maps.Clone(c.Parameters)
+	resp, err := l.driver.GetCapacity(ctx, &csi.GetCapacityRequest{Parameters: params})
+	if err != nil {
+		return err
+	}
+	free := resource.NewQuantity(resp.GetAvailableCapacity(), resource.BinarySI)
+	most := resource.NewQuantity(resp.GetMaximumVolumeSize().GetValue(), resource.BinarySI)
+	api := l.client.StorageV1().CSIStorageCapacities(l.conf.Namespace)
+	if have != nil {
+		if have.Capacity.Cmp(*free) == 0 {
+			return nil
+		}
+		have = have.DeepCopy()
+		have.Capacity, have.MaximumVolumeSize = free, most
+		_, err := api.Update(ctx, have, metav1.UpdateOptions{})
+		return err
+	}
+	node, err := l.client.CoreV1().Nodes().Get(ctx, l.conf.Node, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = api.Create(ctx, &storagev1.CSIStorageCapacity{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: l.objectName(c.Name), Labels: l.managed(),
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}},
+		},
+		StorageClassName: c.Name, Capacity: free, MaximumVolumeSize: most,
+		NodeTopology: &metav1.LabelSelector{MatchLabels: map[string]string{l.conf.TopologyKey: l.conf.Node}},
+	}, metav1.CreateOptions{})
+	return err
+}
+
+// orphans reports volumes that have had no PersistentVolume for long: a provisioner that died between the two leaves
+// them, or somebody removed a finalizer. They are reported and kept.
+func (l *Loops) orphans(ctx context.Context) {
+	pvs, err := l.objects.Core().V1().PersistentVolumes().Lister().List(labels.Everything())
+	if err != nil {
+		return
+	}
+	known := map[string]bool{}
+	for _, pv := range pvs {
+		if pv.Spec.CSI != nil && pv.Spec.CSI.Driver == l.conf.Name {
+			known[pv.Spec.CSI.VolumeHandle] = true
+		}
+	}
+	list, err := l.driver.ListVolumes(ctx, &csi.ListVolumesRequest{})
+	if err != nil {
+		l.conf.Log.Warn("looking for volumes without a PersistentVolume", "error", err)
+		return
+	}
+	now, missing := time.Now(), map[string]time.Time{}
+	for _, e := range list.GetEntries() {
+		id := e.GetVolume().GetVolumeId()
+		if known[id] {
+			continue
+		}
+		since, seen := l.missing[id]
+		if !seen {
+			since = now
+		}
+		missing[id] = since
+		if now.Sub(since) > l.conf.OrphanAfter {
+			l.conf.Log.Warn("a volume has no PersistentVolume: delete it, or make one for it", "volume", id, "since", since)
+		}
+	}
+	l.missing = missing
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+
+	"github.com/berth-project/berth/deviceplugin/internal/cdi"
+	"github.com/berth-project/berth/deviceplugin/internal/dra/core"
+	"github.com/berth-project/berth/deviceplugin/internal/node"
+	"github.com/berth-project/berth/proto/errs"
+)
+
+// maxClaim bounds a request: a claim of every instance of sixteen GPUs is 6 KiB.
+const maxClaim = 64 << 10
+
+// serveClaims answers berth-gpu-dra, which knows the API server and nothing of GPUs: the ledger and the inventory
+// are ours alone, so that both ways of giving GPUs away agree.
+func (d *daemon) serveClaims(mux *http.ServeMux) {
+	mux.HandleFunc("PUT /claims/{uid}", func(w http.ResponseWriter, r *http.Request) {
+		var ask core.Request
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxClaim)).Decode(&ask); err != nil {
+			core.Write(w, core.Answer{}, errs.InvalidArgument.Errorf("claim: %w", err))
+			return
+		}
+		s, err := d.node.Await(r.Context())
+		if err == nil {
+			err = d.claim(s, r.PathValue("uid"), ask.UUIDs)
+		}
+		var a core.Answer
+		for _, u := range ask.UUIDs {
+			a.CDI = append(a.CDI, cdi.Name(u))
+		}
+		core.Write(w, a, err)
+	})
+	mux.HandleFunc("DELETE /claims/{uid}", func(w http.ResponseWriter, r *http.Request) {
+		err := d.ledger.Release(r.PathValue("uid"))
+		d.node.Poke()
+		core.Write(w, core.Answer{}, err)
+	})
+}
+
+// claim gives devices to a claim: each has to be there, healthy, and nobody else's. One that the claim already has
+// is given again whatever its health: its pod runs.
+func (d *daemon) claim(s *node.State, claim string, uuids []string) error {
+	if len(uuids) == 0 || claim == "" {
+		return errs.InvalidArgument.Errorf("a claim needs a uid and devices")
+	}
+	if slices.Equal(d.ledger.Claims()[claim], uuids) {
+		return nil
+	}
+	for i, u := range uuids {
+		if slices.Contains(uuids[:i], u) {
+			return errs.InvalidArgument.Errorf("claim %s: %s is named twice", claim, u)
+		}
+		gpu := ""
+		for _, g := range s.Inventory.GPUs {
+			if g.UUID == u && !g.MIG {
+				gpu = g.UUID
+			}
+			for _, in := range g.Instances {
+				if in.UUID == u {
+					gpu = g.UUID
+				}
+			}
+		}
+		if gpu == "" {
+			return errs.NotFound.Errorf("claim %s: there is no device %q", claim, u)
+		}
+		if why := s.Reasons[gpu]; why != "" {
+			return errs.FailedPrecondition.Errorf("claim %s: %s is unhealthy: %s", claim, u, why)
+		}
+	}
+	if err := d.ledger.Claim(claim, uuids); err != nil {
+		return err
+	}
+	d.node.Poke()
+	return nil
+}

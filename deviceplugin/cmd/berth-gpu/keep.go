@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/berth-project/berth/deviceplugin/internal/config"
+	"github.com/berth-project/berth/deviceplugin/internal/driver"
+	"github.com/berth-project/berth/deviceplugin/internal/mps"
+	"github.com/berth-project/berth/deviceplugin/internal/policy"
+	"github.com/berth-project/berth/deviceplugin/internal/view"
+	"github.com/berth-project/berth/internal/atomicfile"
+)
+
+// reconcileEvery is how often the ledger learns what containers gave back.
+const reconcileEvery = 30 * time.Second
+
+// reconcile keeps the ledger what the kubelet says. A kubelet that does not answer changes nothing.
+func (d *daemon) reconcile(ctx context.Context) error {
+	t := time.NewTicker(reconcileEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		held, err := d.holders(ctx)
+		if err != nil {
+			d.log.Debug("the ledger is not reconciled", "error", err)
+			continue
+		}
+		d.ledger.Reconcile(view.InUse(held))
+	}
+}
+
+// supervisor is of the MPS daemons. A daemon that begins or ceases to serve starts a round.
+func (d *daemon) supervisor(conf config.Config, root driver.Root) (*mps.Supervisor, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	libraries := ""
+	if l := library(conf); l != "" {
+		libraries = filepath.Dir(l)
+	}
+	return mps.New(mps.Config{
+		Self: self, Control: driver.Program(root, "nvidia-cuda-mps-control"), Libraries: libraries, Dir: mpsDir(conf),
+		Check: 2 * time.Second, Answer: 5 * time.Second, Pause: time.Second, Log: d.log, Changed: func() { d.node.Poke() },
+	}), nil
+}
+
+func mpsDir(conf config.Config) string { return filepath.Join(conf.State, "mps") }
+
+// share has a daemon run for each GPU that is shared by MPS, sick or not: its clients may still be well.
+func (d *daemon) share(ctx context.Context) error {
+	for {
+		s, changed := d.node.State()
+		var want []mps.GPU
+		for _, r := range s.Plan.Resources {
+			for i, x := range r.Devices {
+				first := i == 0 || r.Devices[i-1].UUID != x.UUID
+				if s.Live && r.Rule.Sharing == policy.MPS && first {
+					want = append(want, mps.GPU{UUID: x.UUID, Memory: r.Rule.ClientMemory(x), Replicas: r.Rule.Replicas})
+				}
+			}
+		}
+		d.mps.Set(want)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// label keeps the feature file what the node is.
+func (d *daemon) label(ctx context.Context) error {
+	if d.labels == "" {
+		<-ctx.Done()
+		return nil
+	}
+	for {
+		s, changed := d.node.State()
+		if s.Live {
+			want := view.Feature(view.Labels(s.Inventory, s.Plan, d.node.Policy().MIG))
+			have, err := os.ReadFile(d.labels)
+			if !bytes.Equal(have, want) || err != nil {
+				err = errors.Join(os.MkdirAll(filepath.Dir(d.labels), 0o755), atomicfile.Write(d.labels, want, 0o644)) //nolint:gosec // node-feature-discovery reads it
+			}
+			if err != nil {
+				d.log.Error("labels are not written", "file", d.labels, "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}

@@ -1,0 +1,180 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth/deviceplugin/internal/discovery"
+	"github.com/berth-project/berth/deviceplugin/internal/discovery/fake"
+	"github.com/berth-project/berth/deviceplugin/internal/driver"
+	"github.com/berth-project/berth/deviceplugin/internal/health"
+	"github.com/berth-project/berth/deviceplugin/internal/policy"
+	"github.com/berth-project/berth/proto/errs"
+)
+
+const profile = "origin: test\ndriver: {version: 580.1}\nmajors: {nvidia: 195, uvm: 510}\ngpus: [{count: 4, product: H100}]\nfabric: {}\n"
+
+// lab is a node over a profile file and a clock of its own; rounds are made by hand.
+type lab struct {
+	*Node
+	t   *testing.T
+	dir string
+	now time.Time
+}
+
+func (l *lab) set(text string) {
+	l.t.Helper()
+	at := filepath.Join(l.dir, "profile.yaml")
+	if err := errors.Join(os.WriteFile(at+".tmp", []byte(text), 0o600), os.Rename(at+".tmp", at)); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// up is a process's start: what is known before the driver answers.
+func (l *lab) up(boot string) *State {
+	l.t.Helper()
+	src, err := fake.Open(filepath.Join(l.dir, "profile.yaml"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.Node = New(Config{
+		Dir: filepath.Join(l.dir, "root"), BootID: boot, CDIDir: filepath.Join(l.dir, "cdi"), Poll: time.Second, Forget: time.Minute,
+		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return l.now }, Health: health.Rules{HoldDown: 10 * time.Second},
+		Driver: Driver{Root: driver.Root{Host: l.dir, View: l.dir}, Dev: "/dev", DevView: filepath.Join(l.dir, "dev"), Majors: src.Majors, Optional: true},
+	}, discovery.NewGuard(src, discovery.Limits{Inventory: 5 * time.Second, Sample: time.Second}))
+	s, _ := l.State()
+	return s
+}
+
+// look is one round, a second later.
+func (l *lab) look() *State {
+	l.now = l.now.Add(time.Second)
+	l.round(l.t.Context())
+	s, _ := l.State()
+	return s
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{t: t, dir: t.TempDir(), now: time.Unix(1_700_000_000, 0)}
+	l.set(profile)
+	return l
+}
+
+// TestCache: after a restart the list and the health of this boot are there before the driver answers; after a
+// reboot the list alone.
+func TestCache(t *testing.T) {
+	l := newLab(t)
+	if s := l.up("boot-1"); len(s.Inventory.GPUs) != 0 || s.Live {
+		t.Fatalf("%+v", s)
+	}
+	l.set(profile + "faults: [{gpu: 2, sample: {remapFailed: true}}]\n")
+	if s := l.look(); !s.Live || !s.Specified || len(s.Reasons) != 1 {
+		t.Fatalf("%+v", s.Problems)
+	}
+	s := l.up("boot-1")
+	if len(s.Inventory.GPUs) != 4 || s.Live || s.Specified || len(s.Reasons) != 1 || len(s.Plan.Resources[0].Devices) != 4 {
+		t.Errorf("after a restart: %+v", s)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := l.Await(ctx); errs.Of(err) != errs.Unavailable {
+		t.Error("a list is enough to give devices away:", err)
+	}
+	if s := l.up("boot-2"); len(s.Inventory.GPUs) != 4 || len(s.Reasons) != 0 {
+		t.Errorf("after a reboot: %+v", s)
+	}
+	file := filepath.Join(l.dir, "root/node.json")
+	if err := os.WriteFile(file, []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s := l.up("boot-2"); len(s.Inventory.GPUs) != 0 {
+		t.Errorf("with a damaged record: %+v", s)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the damaged record is still there")
+	}
+}
+
+// TestGone: a GPU that is not listed stays, sick, until it is forgotten; one that comes back is watched first.
+func TestGone(t *testing.T) {
+	l := newLab(t)
+	l.up("b")
+	l.look()
+	l.set(profile + "faults: [{gpu: 1, gone: true}]\n")
+	s := l.look()
+	if len(s.Inventory.GPUs) != 4 || len(s.Reasons) != 1 {
+		t.Fatalf("%+v", s.Reasons)
+	}
+	l.set(profile)
+	if s = l.look(); !strings.Contains(s.Reasons[s.Inventory.GPUs[1].UUID], "recovering") {
+		t.Error(s.Reasons)
+	}
+	l.now = l.now.Add(time.Minute)
+	if s = l.look(); len(s.Reasons) != 0 {
+		t.Error(s.Reasons)
+	}
+	l.set(profile + "faults: [{gpu: 1, gone: true}]\n")
+	l.look()
+	l.now = l.now.Add(2 * time.Minute)
+	if s = l.look(); len(s.Inventory.GPUs) != 3 {
+		t.Error("it is not forgotten")
+	}
+}
+
+// TestProblems: what an operator has to mend is named, and gone once it is mended.
+func TestProblems(t *testing.T) {
+	l := newLab(t)
+	l.set(strings.ReplaceAll(profile, "nvidia: 195", "nvidia: 0"))
+	l.up("b")
+	s := l.look()
+	if s.Specified || len(s.Problems) == 0 || !strings.Contains(s.Problems[0], "modprobe nvidia") {
+		t.Errorf("%q", s.Problems)
+	}
+	l.set(profile)
+	if s = l.look(); !s.Specified || len(s.Problems) != 0 {
+		t.Errorf("%q", s.Problems)
+	}
+	if err := os.Remove(filepath.Join(l.dir, "dev/nvidia0")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(l.dir, "cdi/berth-gpu.json")); err != nil {
+		t.Fatal(err)
+	}
+	if s = l.look(); !s.Specified {
+		t.Errorf("%q", s.Problems)
+	}
+	if _, err := os.Lstat(filepath.Join(l.dir, "dev/nvidia0")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSetPolicy holds from the next round on.
+func TestSetPolicy(t *testing.T) {
+	l := newLab(t)
+	l.up("b")
+	l.look()
+	l.SetPolicy(policy.Policy{Rules: []policy.Rule{{Name: "x.y/z", Sharing: policy.TimeSlicing, Replicas: 3}}})
+	if s := l.look(); len(s.Plan.Resources) != 1 || s.Plan.Resources[0].Rule.Name != "x.y/z" || len(s.Plan.Resources[0].Devices) != 12 {
+		t.Errorf("%+v", s.Plan)
+	}
+}
+
+// TestRunEnds: every goroutine ends with the context, even with a source that hangs.
+func TestRunEnds(t *testing.T) {
+	l := newLab(t)
+	l.set(profile + "hang: 1s\nfaults: [{gpu: 1, hang: 1s}]\n")
+	l.up("b")
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if err := l.Run(ctx); err != nil || time.Since(start) > 3*time.Second {
+		t.Error(err, time.Since(start))
+	}
+}

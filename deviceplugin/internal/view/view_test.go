@@ -1,0 +1,133 @@
+package view
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth/deviceplugin/internal/alloc"
+	"github.com/berth-project/berth/deviceplugin/internal/discovery/fake"
+	"github.com/berth-project/berth/deviceplugin/internal/driver"
+	"github.com/berth-project/berth/deviceplugin/internal/health"
+	"github.com/berth-project/berth/deviceplugin/internal/node"
+	"github.com/berth-project/berth/deviceplugin/internal/policy"
+	"github.com/berth-project/berth/deviceplugin/internal/server"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// collected is a view of a node with one divided GPU of two, of which the other is lost.
+func collected(t *testing.T, holders Holders) (View, *node.State) {
+	t.Helper()
+	src, err := fake.Open("h100-mig")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	n := node.New(node.Config{
+		Dir: dir, CDIDir: filepath.Join(dir, "cdi"), Poll: time.Hour, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return at },
+		Driver: node.Driver{Root: driver.Root{Host: dir, View: dir}, Dev: "/dev", DevView: filepath.Join(dir, "dev"), Majors: src.Majors, Optional: true},
+		Policy: policy.Policy{MIG: policy.MIGMixed},
+	}, src)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	s, err := n.Await(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	regs := []server.Registration{{Resource: "nvidia.com/gpu", Watched: 2, Times: 2, At: at}}
+	return Collect(t.Context(), n, regs, holders), s
+}
+
+func held(context.Context) ([]Holder, error) {
+	return []Holder{
+		{Namespace: "ml", Pod: "train-0", Container: "main", Resource: "nvidia.com/gpu", ID: "GPU-be27f000-0000-4000-8000-000000000201"},
+		{Namespace: "ml", Pod: "infer", Container: "c", Resource: "nvidia.com/mig-1g.10gb", ID: "MIG-be27f000-0000-4000-8000-000007000000::1"},
+	}, nil
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want, err := os.ReadFile(file); err != nil || !bytes.Equal(want, got) {
+		t.Errorf("%s (%v):\n%s", file, err, got)
+	}
+}
+
+func TestGolden(t *testing.T) {
+	v, s := collected(t, held)
+	v.GPUs[1].Health = health.State{Phase: health.Sick, Conditions: map[string]string{"lost": "it does not answer on its bus"}, XIDs: map[int]int{79: 1, 31: 4}}
+	v.GPUs[1].Reason = "lost: it does not answer on its bus"
+	v.Problems = nil // the paths of a temporary directory
+	var table, metrics bytes.Buffer
+	if err := errors.Join(v.Table(&table), v.Metrics(&metrics)); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "table.txt", table.Bytes())
+	golden(t, "metrics.txt", metrics.Bytes())
+	golden(t, "labels.txt", Feature(Labels(s.Inventory, s.Plan, policy.MIGMixed)))
+	form := regexp.MustCompile(`^[a-z_]+(\{([a-z]+="[^"\n]*",?)*\})? [0-9.e+-]+$`)
+	for l := bufio.NewScanner(&metrics); l.Scan(); {
+		if !strings.HasPrefix(l.Text(), "#") && !form.MatchString(l.Text()) {
+			t.Errorf("no line of the exposition format: %s", l.Text())
+		}
+	}
+}
+
+func TestNoKubelet(t *testing.T) {
+	v, _ := collected(t, func(context.Context) ([]Holder, error) { return nil, errors.New("connection refused") })
+	var b strings.Builder
+	if err := v.Table(&b); err != nil || !strings.Contains(b.String(), "not known: connection refused") {
+		t.Error(b.String(), err)
+	}
+}
+
+func TestLabelsOfSharing(t *testing.T) {
+	_, s := collected(t, held)
+	plan := policy.Compile(s.Inventory, policy.Policy{Rules: []policy.Rule{{Name: "nvidia.com/gpu", Sharing: policy.TimeSlicing, Replicas: 4, Spread: alloc.Spread}}}, nil)
+	l := Labels(s.Inventory, plan, policy.MIGNone)
+	if l["nvidia.com/gpu.sharing-strategy"] != "time-slicing" || l["nvidia.com/gpu.replicas"] != "4" {
+		t.Error(l)
+	}
+	for _, text := range []string{"", "a b/c", "NVIDIA\x00H100", strings.Repeat("x-", 60), "---"} {
+		if v := labelValue(text); len(v) > 63 || strings.Trim(v, "-_.") != v || strings.ContainsAny(v, " /\x00") {
+			t.Errorf("%q became %q", text, v)
+		}
+	}
+}
+
+func TestInUse(t *testing.T) {
+	all, err := held(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for u := range InUse(all) {
+		got = append(got, u)
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, []string{"GPU-be27f000-0000-4000-8000-000000000201", "MIG-be27f000-0000-4000-8000-000007000000"}) {
+		t.Error(got)
+	}
+}

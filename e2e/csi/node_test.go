@@ -1,0 +1,266 @@
+// Package csi tests berth-csi in a whole cluster: a real control plane, a real kubelet on berth-cri, and the manifests
+// of deploy/csi. One lab serves the package, in a network namespace of its own; at the end nothing may be left.
+package csi
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	authv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/berth-project/berth/e2e/harness"
+)
+
+const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
+
+// node is what the tests share.
+var node struct {
+	lab     *harness.Lab
+	cluster *harness.Cluster
+	csi     *harness.Process
+	conf    string
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	lab, err := harness.FromEnv("storage")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	lab.Pods = "10.92.0.0/16"
+	os.Exit(harness.Isolate(lab, func() int { return inLab(m, lab) }))
+}
+
+func inLab(m *testing.M, lab *harness.Lab) int {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	if err := harness.Stop(ctx, lab); err != nil { // what an interrupted run left
+		fmt.Fprintln(os.Stderr, "leftovers:", err)
+		return 1
+	}
+	code := 1
+	if err := start(ctx, lab); err != nil {
+		fmt.Fprintln(os.Stderr, "start:", err)
+	} else {
+		code = m.Run()
+	}
+	if code != 0 || os.Getenv("BERTH_KEEP") != "" {
+		lab.KeepLogs(os.Stderr)
+	}
+	end, cancelEnd := context.WithTimeout(context.Background(), time.Minute)
+	defer cancelEnd()
+	if err := errors.Join(unmountPools(lab), harness.Stop(end, lab)); err != nil {
+		fmt.Fprintln(os.Stderr, "stop:", err)
+		code = 1
+	}
+	return code
+}
+
+func start(ctx context.Context, lab *harness.Lab) error {
+	node.lab = lab
+	if _, err := lab.StartRegistry(ctx); err != nil {
+		return err
+	}
+	if _, err := lab.StartCRI(ctx, harness.Options{}); err != nil {
+		return err
+	}
+	var err error
+	if node.cluster, err = lab.StartCluster(ctx, lab.Node()); err != nil {
+		return err
+	}
+	if err := deploy(ctx); err != nil {
+		return err
+	}
+	if _, err := node.cluster.StartNode(ctx, lab.Socket(), 11450); err != nil {
+		return err
+	}
+	if err := makePools(lab); err != nil {
+		return err
+	}
+	return startDriver(ctx, lab)
+}
+
+// pools are file systems in loop files: one btrfs, one xfs.
+func pools() map[string]string { return map[string]string{"btrfs": "2Gi", "xfs": "3Gi"} }
+
+func makePools(lab *harness.Lab) error {
+	for fs, size := range pools() {
+		dir := filepath.Join(lab.Dir, "pool-"+fs)
+		image := dir + ".img"
+		bytes := map[string]int64{"2Gi": 2 << 30, "3Gi": 3 << 30}[size]
+		f, err := os.Create(image)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Truncate(bytes), f.Close(), os.MkdirAll(dir, 0o700)); err != nil {
+			return err
+		}
+		for _, args := range [][]string{{"mkfs." + fs, "-q", image}, {"mount", "-o", "loop", image, dir}} {
+			if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+				return fmt.Errorf("%v: %w: %s", args, err, out)
+			}
+		}
+	}
+	return nil
+}
+
+func unmountPools(lab *harness.Lab) error {
+	_ = harness.StopByPidFile(filepath.Join(lab.Logs(), "kubelet.pid")) // harness.Stop says what is wrong
+	_ = harness.StopByPidFile(filepath.Join(lab.Logs(), "berth-csi.pid"))
+	var all []error
+	for fs := range pools() {
+		dir := filepath.Join(lab.Dir, "pool-"+fs)
+		if _, err := os.Stat(dir); err != nil {
+			continue
+		}
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			all = append(all, fmt.Errorf("umount %s: %w: %s", dir, err, out))
+		}
+	}
+	return errors.Join(all...)
+}
+
+// deploy applies the manifests of deploy/csi, and a class for each pool.
+func deploy(ctx context.Context) error {
+	for _, name := range []string{"driver.yaml", "rbac.yaml"} {
+		b, err := os.ReadFile(filepath.Join("../../deploy/csi", name))
+		if err != nil {
+			return err
+		}
+		if err := apply(ctx, string(b)); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	class, err := os.ReadFile("../../deploy/csi/storageclass.yaml")
+	if err != nil {
+		return err
+	}
+	for name, more := range map[string]string{"btrfs": "pool: btrfs", "xfs": "pool: xfs, csi.storage.k8s.io/fstype: xfs", "ext4": "pool: xfs, csi.storage.k8s.io/fstype: ext4"} {
+		text := strings.NewReplacer("berth-local", name, "pool: local", more).Replace(string(class))
+		if err := apply(ctx, text); err != nil {
+			return fmt.Errorf("class %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// apply creates the objects of a manifest.
+func apply(ctx context.Context, text string) error {
+	docs := yaml.NewYAMLReader(bufio.NewReader(strings.NewReader(text)))
+	for {
+		doc, err := docs.Read()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		o, _, err := scheme.Codecs.UniversalDeserializer().Decode(doc, nil, nil)
+		if err != nil {
+			return err
+		}
+		if err := create(ctx, o); err != nil {
+			return err
+		}
+	}
+}
+
+func create(ctx context.Context, o runtime.Object) (err error) {
+	c, opts := node.cluster.Client, metav1.CreateOptions{}
+	switch o := o.(type) {
+	case *storagev1.CSIDriver:
+		_, err = c.StorageV1().CSIDrivers().Create(ctx, o, opts)
+	case *storagev1.StorageClass:
+		_, err = c.StorageV1().StorageClasses().Create(ctx, o, opts)
+	case *corev1.ServiceAccount:
+		_, err = c.CoreV1().ServiceAccounts(o.Namespace).Create(ctx, o, opts)
+	case *rbacv1.ClusterRole:
+		_, err = c.RbacV1().ClusterRoles().Create(ctx, o, opts)
+	case *rbacv1.ClusterRoleBinding:
+		_, err = c.RbacV1().ClusterRoleBindings().Create(ctx, o, opts)
+	case *rbacv1.Role:
+		_, err = c.RbacV1().Roles(o.Namespace).Create(ctx, o, opts)
+	case *rbacv1.RoleBinding:
+		_, err = c.RbacV1().RoleBindings(o.Namespace).Create(ctx, o, opts)
+	default:
+		err = fmt.Errorf("%T is not known here", o)
+	}
+	return err
+}
+
+const csiConfig = `root = %q
+state = %q
+node = %q
+socket = %q
+registration_dir = %q
+kubelet_dir = %q
+debug_socket = %q
+log_level = "debug"
+
+[cluster]
+enabled = true
+kubeconfig = %q
+
+[pools.btrfs]
+backend = "btrfs"
+path = %q
+ephemeral = true
+
+[pools.xfs]
+backend = "loop"
+path = %q
+keep_free = "64Mi"
+`
+
+// startDriver runs berth-csi as its service account.
+func startDriver(ctx context.Context, lab *harness.Lab) error {
+	hour := int64(3600 * 4)
+	token, err := node.cluster.Client.CoreV1().ServiceAccounts("kube-system").CreateToken(ctx, "berth-csi",
+		&authv1.TokenRequest{Spec: authv1.TokenRequestSpec{ExpirationSeconds: &hour}}, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	kubeconfig, err := node.cluster.Kubeconfig("berth-csi", token.Status.Token)
+	if err != nil {
+		return err
+	}
+	kubelet := lab.KubeletDir()
+	text := fmt.Sprintf(csiConfig, lab.Dir+"/csi", lab.Run+"/csi", lab.Node(), kubelet+"/plugins/csi.berth.dev/csi.sock", kubelet+"/plugins_registry",
+		kubelet, lab.Run+"/csi-debug.sock", kubeconfig, lab.Dir+"/pool-btrfs/p", lab.Dir+"/pool-xfs/p")
+	node.conf = lab.Run + "/csi.toml"
+	if err := errors.Join(os.MkdirAll(kubelet+"/plugins/csi.berth.dev", 0o750), os.WriteFile(node.conf, []byte(text), 0o600)); err != nil {
+		return err
+	}
+	if node.csi, err = harness.Start(lab.Logs(), "berth-csi", nil, filepath.Join(lab.Bin, "berth-csi"), "--config", node.conf); err != nil {
+		return err
+	}
+	return harness.Until(ctx, 50*time.Millisecond, node.csi, func() error {
+		n, err := node.cluster.Client.StorageV1().CSINodes().Get(ctx, lab.Node(), metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		caps, err := node.cluster.Client.StorageV1().CSIStorageCapacities("kube-system").List(ctx, metav1.ListOptions{})
+		if err != nil || len(n.Spec.Drivers) != 1 || len(caps.Items) != 3 {
+			return fmt.Errorf("%d drivers on the node, %d capacities, %w", len(n.Spec.Drivers), len(caps.Items), err)
+		}
+		return nil
+	})
+}
