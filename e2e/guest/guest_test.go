@@ -13,6 +13,10 @@ import (
 	"github.com/berth-project/berth/e2e/vm"
 )
 
+// node gives the guest what every node has, an address of its own, and then becomes the command.
+const node = `/bin/ip link add uplink type bridge && /bin/ip link set uplink up && /bin/ip address add 192.0.2.1/24 dev uplink &&
+/bin/ip route add default via 192.0.2.254 && exec "$@"`
+
 // suite runs a test binary of this module in a guest.
 func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Result {
 	t.Helper()
@@ -39,9 +43,12 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 		Files: map[string]string{
 			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh",
 		},
-		Command: append([]string{"/vm/suite.test", "-test.v", "-test.timeout", limit.String()}, args...),
+		Command: append([]string{"/bin/busybox", "sh", "-c", node, "node", "/vm/suite.test", "-test.v", "-test.timeout", limit.String()}, args...),
 		Env:     []string{"BERTH_BIN=/berth/bin", "BERTH_TOOLS=/berth/tools", "BERTH_GUEST=1", "BERTH_KEEP=/vm/out"},
 		Output:  os.Stderr,
+	}
+	for _, dir := range []string{"/etc/apparmor", "/etc/apparmor.d", "/usr/share/apparmor-features"} { // what profiles include
+		m.Files[dir] = dir
 	}
 	for _, p := range []string{"berth-cri", "berth-shim", "berth-cni", "cni/berth", "registry", "testbox"} {
 		m.Files["/berth/bin/"+p] = filepath.Join(bin, p)

@@ -228,13 +228,25 @@ func mapped(maps []specs.LinuxIDMapping) uint32 {
 
 // overlay mounts the layers. In a user namespace each image layer is idmapped, so that what belongs to root on disk
 // belongs to root in the container.
-func (in *inputs) overlay(r *v1.Rootfs) (int, error) {
+func (in *inputs) overlay(r *v1.Rootfs) (fd int, err error) {
+	if fd, err = in.overlayOf(r, in.layer); !in.userns() || !errors.Is(err, errNoLayerFd) {
+		return fd, err
+	}
+	err = aside(func() error {
+		fd, err = in.overlayOf(r, in.layerAside)
+		return err
+	})
+	return fd, err
+}
+
+// overlayOf mounts the overlay whose lower layers are given to it by layer.
+func (in *inputs) overlayOf(r *v1.Rootfs, layer func(fs int, key, dir string) error) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("overlay: %w", err)
 	}
 	defer unix.Close(fs) //nolint:errcheck // a context without content
-	if err := in.overlayLayers(fs, r); err != nil {
+	if err := in.overlayLayers(fs, r, layer); err != nil {
 		return -1, err
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
@@ -251,9 +263,9 @@ func (in *inputs) overlay(r *v1.Rootfs) (int, error) {
 	return in.keep(fd), nil
 }
 
-func (in *inputs) overlayLayers(fs int, r *v1.Rootfs) error {
+func (in *inputs) overlayLayers(fs int, r *v1.Rootfs, layer func(fs int, key, dir string) error) error {
 	for _, dir := range r.Lower {
-		if err := in.layer(fs, "lowerdir+", dir); err != nil {
+		if err := layer(fs, "lowerdir+", dir); err != nil {
 			return fmt.Errorf("overlay layer %s: %w%s", dir, err, fsMessages(fs))
 		}
 	}
@@ -277,14 +289,28 @@ func (in *inputs) layer(fs int, key, dir string) error {
 	if !in.userns() {
 		return unix.FsconfigSetString(fs, key, dir)
 	}
-	fd, err := in.clone(unix.AT_FDCWD, dir, 0)
+	fd, err := in.mappedLayer(dir)
 	if err != nil {
 		return err
 	}
-	if err := in.idmapWith(fd, &unix.MountAttr{Propagation: unix.MS_PRIVATE}, false); err != nil {
-		return fmt.Errorf("idmap: %w", err)
+	if err := unix.FsconfigSetFd(fs, key, fd); errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: %w", errNoLayerFd, err)
+	} else if err != nil {
+		return err
 	}
-	return unix.FsconfigSetFd(fs, key, fd)
+	return nil
+}
+
+// mappedLayer is a detached mount of a layer, with the container's ids.
+func (in *inputs) mappedLayer(dir string) (int, error) {
+	fd, err := in.clone(unix.AT_FDCWD, dir, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := in.idmapWith(fd, &unix.MountAttr{Propagation: unix.MS_PRIVATE}, false); err != nil {
+		return -1, fmt.Errorf("idmap: %w", err)
+	}
+	return fd, nil
 }
 
 // fsMessages is what the kernel has to say about a file system context.
