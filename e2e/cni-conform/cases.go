@@ -37,6 +37,7 @@ func Cases() []Case {
 		if s.Addrs {
 			add("STATUS: 0, and 50 when no address is left", (*T).status)
 			add("addresses: all of a range once, then an error, again after DEL", (*T).exhaustion)
+			add("addresses of containers that died without DEL come back", (*T).lostDel)
 		}
 		add("STATUS in version 1.1.0", (*T).statusPlain)
 		add("GC with an empty list removes everything of the network", (*T).gcEmpty)

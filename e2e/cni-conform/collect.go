@@ -3,6 +3,7 @@ package conform
 import (
 	"fmt"
 	"sync"
+	"time"
 )
 
 // small is a configuration whose range has few addresses: two, or one.
@@ -51,6 +52,23 @@ func (t *T) exhaustion() {
 		t.detach(c, nil)
 	}
 	t.detach(b, nil)
+}
+
+// lostDel fills a range with containers that die, as they do when a runtime loses its state.
+func (t *T) lostDel() {
+	for range 2 {
+		t.attach("1.0.0", t.small()).ns.vanish()
+	}
+	var err error
+	for range 20 { // until the kernel has taken their links down
+		time.Sleep(50 * time.Millisecond)
+		var a *attachment
+		if a, err = t.tryAttach("1.0.0", t.small()); err == nil {
+			t.detach(a, nil)
+			return
+		}
+	}
+	t.Failf("ADD: %v", err)
 }
 
 // gc runs GC of all plugins of the chain, the last first.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/berth-project/berth/cni/internal/hostlocal"
 	"github.com/berth-project/berth/cni/internal/netconf"
+	"github.com/berth-project/berth/cni/internal/netns"
 	"github.com/berth-project/berth/cni/internal/spec"
 	"github.com/berth-project/berth/cni/internal/state"
 	"github.com/berth-project/berth/proto/errs"
@@ -26,6 +27,10 @@ func hostLocalPlugin() plugin {
 		add: func(c *Call) (r *spec.Result, err error) {
 			return r, c.with(func() error {
 				rec := c.record(nil)
+				if ns, err := netns.Open(c.Netns); err == nil { // whose end says that the lease is nobody's any more
+					rec.NetnsIno = ns.Ino
+					_ = ns.Close()
+				}
 				if err := c.refuseLeases(h); err != nil {
 					return err
 				}
