@@ -53,11 +53,11 @@ func TestMain(m *testing.M) {
 func inLab(m *testing.M, lab *harness.Lab) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	var left error
+	var stale error
 	for _, name := range []string{"berth-gpu-dra", "kube-apiserver", "etcd", "berth-gpu"} { // what an interrupted run left
-		left = errors.Join(left, harness.StopByPidFile(filepath.Join(lab.Logs(), name+".pid")))
+		stale = errors.Join(stale, harness.StopByPidFile(filepath.Join(lab.Logs(), name+".pid")))
 	}
-	if err := errors.Join(left, harness.Stop(ctx, lab)); err != nil {
+	if err := errors.Join(stale, harness.Stop(ctx, lab)); err != nil {
 		fmt.Fprintln(os.Stderr, "leftovers:", err)
 		return 1
 	}
