@@ -197,7 +197,9 @@ func TestDRA(t *testing.T) {
 	if _, failure := d.prepare(d.allocated("third", gpu)); !strings.Contains(failure, "given to a container by the device plugin") {
 		t.Error("a GPU that a pod has, for a claim:", failure)
 	}
-	if names, failure := d.prepare(d.allocated("fourth", mig[1])); failure != "" || len(names) != 1 {
+	last := d.allocated("fourth", mig[1])
+	if names, failure := d.prepare(last); failure != "" || len(names) != 1 {
 		t.Error(names, failure)
 	}
+	d.unprepare(last)
 }

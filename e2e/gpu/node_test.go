@@ -53,7 +53,11 @@ func TestMain(m *testing.M) {
 func inLab(m *testing.M, lab *harness.Lab) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	if err := harness.Stop(ctx, lab); err != nil {
+	var stale error
+	for _, name := range []string{"berth-gpu-dra", "kube-apiserver", "etcd", "berth-gpu"} { // what an interrupted run left
+		stale = errors.Join(stale, harness.StopByPidFile(filepath.Join(lab.Logs(), name+".pid")))
+	}
+	if err := errors.Join(stale, harness.Stop(ctx, lab)); err != nil {
 		fmt.Fprintln(os.Stderr, "leftovers:", err)
 		return 1
 	}
@@ -228,7 +232,9 @@ spec:
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { remove(t, name) })
-	p, err := node.kubelet.Await(t.Context(), name, (*harness.Pod).Ready)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	p, err := node.kubelet.Await(ctx, name, (*harness.Pod).Ready)
 	if err != nil {
 		t.Fatal(err)
 	}

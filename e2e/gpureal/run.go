@@ -96,6 +96,11 @@ func (n *node) computes(ctx context.Context, r *report) {
 	if err != nil {
 		return
 	}
+	out, err := n.exec(ctx, id, "sh", "-c", "for f in $(find /dev -name 'nvidia*' -type c); do (: <$f) 2>&1; echo $f; done")
+	if err == nil && (strings.Contains(out, "not permitted") || !strings.Contains(out, "/dev/nvidiactl")) {
+		err = errors.New(out)
+	}
+	r.check("it may open each node it was given", fmt.Sprintf("%d nodes", strings.Count("\n"+out, "\n/dev/nvidia")), err)
 	for _, cmd := range [][]string{{"nvidia-smi", "-L"}, {"vectoradd"}} {
 		if n.c.Fake != "" {
 			r.skip(cmd[0], "there is no GPU")

@@ -142,7 +142,7 @@ func TestEnsureVerify(t *testing.T) {
 		}
 		return p
 	}
-	err = Verify(dir, view)
+	_, err = Verify(dir, view)
 	for _, missing := range []string{"libcuda.so.1.2", "nvidiactl", "nvidia-uvm-tools"} {
 		if err == nil || !strings.Contains(err.Error(), missing) {
 			t.Errorf("Verify does not miss %s: %v", missing, err)
@@ -154,8 +154,8 @@ func TestEnsureVerify(t *testing.T) {
 	if err := driver.EnsureNodes(root, driver.CommonNodes(in.Majors, false)); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(dir, view); err != nil {
-		t.Error(err)
+	if broken, err := Verify(dir, view); err != nil || len(broken) != 0 {
+		t.Error(broken, err)
 	}
 	if err := os.RemoveAll(dir); err != nil { // a reboot
 		t.Fatal(err)

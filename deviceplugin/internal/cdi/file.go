@@ -2,6 +2,7 @@ package cdi
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -63,48 +64,46 @@ func Remove(dir string) error {
 }
 
 // Verify reads the file back and looks at everything it names: files there, nodes of the right number. view maps a
-// path of the node to where this process sees it. What is wrong is said at once.
-func Verify(dir string, view func(host string) string) error {
+// path of the node to where this process sees it. broken says what is wrong with single devices, by name; err is
+// about the file or what all devices share.
+func Verify(dir string, view func(host string) string) (broken map[string]error, err error) {
 	file := filepath.Join(dir, FileName)
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("CDI specification: %w", err)
+		return nil, fmt.Errorf("CDI specification: %w", err)
 	}
 	var spec specs.Spec
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&spec); err != nil {
-		return fmt.Errorf("CDI specification %s: %w", file, err)
+		return nil, fmt.Errorf("CDI specification %s: %w", file, err)
 	}
-	var all []error
-	edits := []specs.ContainerEdits{spec.ContainerEdits}
+	broken = map[string]error{}
 	for _, dev := range spec.Devices {
-		edits = append(edits, dev.ContainerEdits)
-	}
-	seen := map[string]bool{}
-	for _, e := range edits {
-		for _, m := range e.Mounts {
-			if seen[m.HostPath] {
-				continue
-			}
-			seen[m.HostPath] = true
-			if _, err := os.Stat(view(m.HostPath)); err != nil {
-				all = append(all, err)
-			}
+		if err := look(dev.ContainerEdits, view); err != nil {
+			broken[dev.Name] = err
 		}
-		for _, n := range e.DeviceNodes {
-			host := n.HostPath
-			if host == "" {
-				host = n.Path
-			}
-			if seen[host] {
-				continue
-			}
-			seen[host] = true
-			node := driver.Node{Path: strings.TrimPrefix(n.Path, "/dev/"), Major: n.Major, Minor: n.Minor}
-			if err := driver.CheckNode(view(host), node); err != nil {
-				all = append(all, err)
-			}
+	}
+	return broken, look(spec.ContainerEdits, view)
+}
+
+// look says what of some edits is not on the node.
+func look(e specs.ContainerEdits, view func(host string) string) error {
+	var all []error
+	seen := map[string]bool{}
+	for _, m := range e.Mounts {
+		if seen[m.HostPath] {
+			continue
+		}
+		seen[m.HostPath] = true
+		if _, err := os.Stat(view(m.HostPath)); err != nil {
+			all = append(all, err)
+		}
+	}
+	for _, n := range e.DeviceNodes {
+		node := driver.Node{Path: strings.TrimPrefix(n.Path, "/dev/"), Major: n.Major, Minor: n.Minor}
+		if err := driver.CheckNode(view(cmp.Or(n.HostPath, n.Path)), node); err != nil {
+			all = append(all, err)
 		}
 	}
 	return errors.Join(all...)

@@ -134,10 +134,23 @@ func TestProblems(t *testing.T) {
 	l.set(strings.ReplaceAll(profile, "nvidia: 195", "nvidia: 0"))
 	l.up("b")
 	s := l.look()
-	if s.Specified || len(s.Problems) == 0 || !strings.Contains(s.Problems[0], "modprobe nvidia") {
+	if len(s.Problems) == 0 || !strings.Contains(s.Problems[0], "modprobe nvidia") || s.Plan.Resources[0].Devices[0].Healthy() {
 		t.Errorf("%q", s.Problems)
 	}
+	// a GPU whose node cannot be made keeps no other back
 	l.set(profile)
+	if err := os.MkdirAll(filepath.Join(l.dir, "dev/nvidia2/x"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s = l.look()
+	for i, d := range s.Plan.Resources[0].Devices {
+		if d.Healthy() == (i == 2) || !s.Specified {
+			t.Errorf("device %d: %q", i, d.Reason)
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(l.dir, "dev/nvidia2")); err != nil {
+		t.Fatal(err)
+	}
 	if s = l.look(); !s.Specified || len(s.Problems) != 0 {
 		t.Errorf("%q", s.Problems)
 	}

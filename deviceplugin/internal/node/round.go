@@ -53,11 +53,11 @@ func (n *Node) round(ctx context.Context) {
 		next.Problems = append(next.Problems, err.Error())
 	}
 	if next.Live {
-		problems := n.cdi.ensure(next.Inventory)
-		next.Specified = len(problems) == 0
-		for _, p := range problems {
+		for _, p := range n.cdi.ensure(next.Inventory) {
 			next.Problems = append(next.Problems, p.Error())
 		}
+		next.Specified = n.cdi.usable
+		n.withhold(next)
 	}
 	n.log(old, next)
 	if err := errors.Join(n.save(old, next), failBeforePublish.Hit()); err != nil {
@@ -186,6 +186,20 @@ func (n *Node) judge(s *State) {
 				if c := n.cfg.Held(d.UUID); c != "" {
 					d.Reason = "held by the resource claim " + c
 				}
+			}
+		}
+	}
+}
+
+// withhold marks the devices that no runtime could be told of: one that is broken does not keep the others back.
+func (n *Node) withhold(s *State) {
+	if !s.Specified {
+		return // Allocate waits for all of them
+	}
+	for _, r := range s.Plan.Resources {
+		for i := range r.Devices {
+			if d := &r.Devices[i]; d.Reason == "" {
+				d.Reason = n.cdi.why(d.UUID)
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,14 +29,18 @@ type specifier struct {
 	spec    *specs.Spec
 	stamp   string // of the file that was verified
 	failed  []error
+	usable  bool             // the file is there and what all devices share is right
+	broken  map[string]error // devices that are not in it, or not right, by UUID
 }
 
 // lookAgain is how often files that were not found are looked for again.
 const lookAgain = 5 * time.Second
 
 // ensure writes and verifies the specification, doing nothing while neither the inventory nor the file has changed.
-// The problems it returns hold until they are mended: each call looks again.
+// The problems it returns hold until they are mended: each call looks again. Afterwards usable and broken say what
+// may be given away.
 func (s *specifier) ensure(n *inventory.Node) []error {
+	s.usable, s.broken = false, nil
 	majors, err := s.cfg.Majors()
 	if err != nil {
 		return []error{fmt.Errorf("device numbers: %w", err)}
@@ -49,6 +54,7 @@ func (s *specifier) ensure(n *inventory.Node) []error {
 	}
 	in := cdi.Input{Node: n, Majors: majors, Files: s.files, Dev: s.cfg.Dev, Graphics: s.graphics()}
 	if s.spec != nil && len(s.failed) == 0 && reflect.DeepEqual(in, s.last) && s.stamp != "" && s.stamp == stampOf(s.dir) {
+		s.usable = true
 		return nil
 	}
 	s.failed = s.write(in)
@@ -66,12 +72,27 @@ func (s *specifier) write(in cdi.Input) (problems []error) {
 	if _, err := cdi.Ensure(s.dir, spec); err != nil {
 		return append(problems, err)
 	}
-	if err := cdi.Verify(s.dir, s.view); err != nil {
+	broken, err := cdi.Verify(s.dir, s.view)
+	if err != nil {
 		s.version = "" // files may have moved: look for them again
 		return append(problems, fmt.Errorf("the CDI specification names what is not there: %w", err))
 	}
-	s.last, s.spec, s.stamp = in, spec, stampOf(s.dir)
+	s.last, s.spec, s.stamp, s.usable, s.broken = in, spec, stampOf(s.dir), true, broken
+	for uuid, err := range broken {
+		problems = append(problems, fmt.Errorf("%s: %w", uuid, err))
+	}
 	return problems
+}
+
+// why says why a device cannot be named to a runtime; "" if it can.
+func (s *specifier) why(uuid string) string {
+	if err := s.broken[uuid]; err != nil {
+		return "its CDI device is broken: " + err.Error()
+	}
+	if s.spec == nil || !slices.ContainsFunc(s.spec.Devices, func(d specs.Device) bool { return d.Name == uuid }) {
+		return "it has no CDI device: the problems say why"
+	}
+	return ""
 }
 
 func (s *specifier) graphics() bool {

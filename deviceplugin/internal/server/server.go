@@ -109,7 +109,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 func (s *Server) sweep() error {
 	var all []error
 	for _, glob := range []string{
-		filepath.Join(s.cfg.State, "*.sock"), filepath.Join(s.cfg.Kubelet, "plugins_registry", "berth-gpu_*-reg.sock"),
+		filepath.Join(s.cfg.State, "berth-gpu_*.sock"), filepath.Join(s.cfg.Kubelet, "plugins_registry", "berth-gpu_*-reg.sock"),
 		filepath.Join(s.cfg.Plugins, "berth-gpu_*.sock"),
 	} {
 		names, err := filepath.Glob(glob)

@@ -62,9 +62,10 @@ func TestStatus(t *testing.T) {
 		}
 		return string(out)
 	}
-	if out := run("status"); !strings.Contains(out, uuid(7)) || !strings.Contains(out, gpu) || !strings.Contains(out, "listens") || !strings.Contains(out, "not known") {
-		t.Error(out)
-	}
+	within(t, soon, "the table", func() (bool, string) {
+		out := run("status")
+		return strings.Contains(out, uuid(7)) && strings.Contains(out, gpu+"  8") && strings.Contains(out, "listens") && strings.Contains(out, "not known"), out
+	})
 	if out := run("status", "--json"); !strings.Contains(out, `"healthy": 8`) {
 		t.Error(out)
 	}

@@ -77,6 +77,7 @@ func kubeletRestarts(t *testing.T, way string) {
 				break
 			}
 		}
+		k.settle()
 		id, ids, err := k.run(gpu, 1)
 		if err != nil {
 			t.Fatal(i, err)
