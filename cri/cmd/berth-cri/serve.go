@@ -76,7 +76,7 @@ func tuneMemory() (ballast []byte) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
-	return make([]byte, 12<<20)
+	return make([]byte, 6<<20)
 }
 
 // run serves until ctx ends or a part fails, then stops all parts and waits for them.
