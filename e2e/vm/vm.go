@@ -2,7 +2,7 @@
 // show (cgroup v2 with controllers, AppArmor, SCTP, project quotas, device-mapper) is tested there. QEMU emulates the
 // processor (TCG), so a guest is 10 to 20 times slower than the host: conformance there, not benchmarks.
 //
-// A guest boots from a kernel and an initramfs of one static program (vm/init) and one module; its disk is an ext4 file
+// A guest boots from a kernel and an initramfs of one static program (vm/init) and three modules; its disk is an ext4 file
 // system made from a directory (mke2fs -d), so no privilege and no mount is needed to make one. The program's output
 // comes out on a virtio port while it runs, its exit code on another, and what it wrote below /vm/out is read from the
 // disk afterwards (debugfs).

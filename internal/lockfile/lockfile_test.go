@@ -7,10 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestMain is also the other process: it takes the lock, says so, and holds it until it is killed.
@@ -19,21 +18,21 @@ func TestMain(m *testing.M) {
 	if path == "" {
 		os.Exit(m.Run())
 	}
-	if _, err := Take(path); err != nil {
+	lock, err := Take(path)
+	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	// A child that outlives its parent with everything inherited, as one between fork and exec would.
+	// A child that outlives its parent with the file inherited, as one between fork and exec would.
 	child := exec.Command("/bin/sleep", "1")
-	if fd, err := unix.FcntlInt(uintptr(3), unix.F_GETFD, 0); err == nil && fd >= 0 {
-		child.ExtraFiles = []*os.File{os.NewFile(3, "lock")}
-	}
+	child.ExtraFiles = []*os.File{lock.f}
 	if err := child.Start(); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
 	fmt.Println("held")
 	time.Sleep(time.Minute)
+	runtime.KeepAlive(lock)
 }
 
 func TestTake(t *testing.T) {
@@ -61,6 +60,15 @@ func TestTake(t *testing.T) {
 	f, err := Take(path)
 	if err != nil {
 		t.Fatalf("after its owner was killed, with a child of it alive: %v", err)
+	}
+	if _, err := Take(path); !errors.As(err, &held) || int(held.Pid) != os.Getpid() {
+		t.Errorf("a second time in one process: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if f, err = Take(path); err != nil {
+		t.Fatalf("after it was given up: %v", err)
 	}
 	if err := f.Close(); err != nil {
 		t.Error(err)

@@ -22,6 +22,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/cri/internal/layers"
 	"github.com/berth-project/berth/cri/internal/registry"
@@ -147,9 +148,8 @@ func Open(cfg Config, log *slog.Logger) (*Service, error) {
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	if f, err := os.OpenFile(s.lockPath(), os.O_CREATE, 0o600); err != nil { // now, for later the disk may be full
-		return nil, fmt.Errorf("image store: %w", err)
-	} else if err := f.Close(); err != nil {
+	// now, for later the disk may be full; and not by opening it: that would give the lock up, see lockfile
+	if err := unix.Mknod(s.lockPath(), unix.S_IFREG|0o600, 0); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
 	if !s.sameBoot() {
@@ -194,7 +194,7 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) lockPath() string { return filepath.Join(s.cfg.Root, "lock") }
 
 // lock takes the store's lock file for this process.
-func (s *Service) lock() (*os.File, error) {
+func (s *Service) lock() (*lockfile.Lock, error) {
 	f, err := lockfile.Take(s.lockPath())
 	var held *lockfile.Held
 	if errors.As(err, &held) {

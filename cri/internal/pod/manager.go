@@ -108,6 +108,7 @@ type Manager struct {
 	network  Network
 	shims    *shims.Pool
 	limbo    limbo
+	whole    chan struct{} // closed when Recover has looked at everything: what comes back late waits for it
 	cdi      *cdi.Registry
 	accounts accountCache
 	bus      bus
@@ -132,7 +133,7 @@ func New(cfg Config, records Records, images Images, net Network) *Manager {
 	life, end := context.WithCancel(context.Background()) //nolint:gosec // ended by Close
 	return &Manager{
 		cfg: cfg, records: records, images: images, network: net, life: life, end: end, cdi: cdi.New(cfg.CDIDirs),
-		recovered: make(chan struct{}), pods: map[string]*Pod{}, containers: map[string]*Container{}, flights: map[string]*flight{},
+		recovered: make(chan struct{}), whole: make(chan struct{}), pods: map[string]*Pod{}, containers: map[string]*Container{}, flights: map[string]*flight{},
 	}
 }
 

@@ -42,6 +42,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 	close(m.recovered)
 	m.recoverPods(ctx, found, oldPods)
 	m.endStrangers(ctx, found)
+	close(m.whole)
 	m.images.Retain(m.holders())
 	m.emptyTrash()
 	gctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -155,6 +156,10 @@ func (m *Manager) recoverContainers(found shims.Found, old map[string]bool) {
 			}
 			continue
 		case cri.ContainerState_CONTAINER_CREATED:
+			if !known && found.Silent > 0 && !old[c.ID] && m.lives(c) {
+				m.limbo.put(c.ID) // started, and not recorded before the daemon died
+				continue
+			}
 			if !known { // a start that was interrupted before its supervisor answered, or none
 				if err := m.release(c); err != nil {
 					m.cfg.Log.Warn("container's group not cleaned", "container", c.ID, "error", err)
@@ -167,7 +172,7 @@ func (m *Manager) recoverContainers(found shims.Found, old map[string]bool) {
 		case known && st.Exit == nil && !old[c.ID]:
 			m.resume(c)
 			continue
-		case !known && !old[c.ID] && found.Silent > 0 && m.lives(c):
+		case !known && !old[c.ID] && found.Silent > 0 && !m.exitRecorded(c): // dead or alive: its supervisor knows the code
 			m.limbo.put(c.ID)
 			continue
 		}

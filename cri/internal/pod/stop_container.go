@@ -82,10 +82,7 @@ func (m *Manager) askToStop(c *Container) error {
 	if !first {
 		return nil
 	}
-	if err := m.shims.Signal(c.ID, c.Stop); err != nil && !errors.Is(err, errs.NotFound) {
-		return err
-	}
-	return nil
+	return m.signal(c, c.Stop)
 }
 
 // kill ends everything in the container's group, by the kernel alone; no supervisor is asked.
@@ -94,11 +91,7 @@ func (m *Manager) kill(c *Container) error {
 	if err != nil {
 		return err
 	}
-	serr := m.shims.Signal(c.ID, unix.SIGKILL)
-	if errors.Is(serr, errs.NotFound) {
-		serr = nil
-	}
-	return errors.Join(m.cfg.Cgroups.Kill(group), serr)
+	return errors.Join(m.cfg.Cgroups.Kill(group), m.signal(c, unix.SIGKILL))
 }
 
 // awaitDeath waits for the exit to be recorded. A supervisor that does not tell of it, though the process is dead,
@@ -114,7 +107,7 @@ func (m *Manager) awaitDeath(ctx context.Context, c *Container) error {
 		case <-c.done:
 			return nil
 		case <-tick.C:
-			if m.shims.Dead(c.ID) {
+			if m.dead(c) {
 				dead++
 			}
 			if dead < 10 {

@@ -42,7 +42,7 @@ func (p *Pool) place(ctx context.Context) (*shim, error) {
 	var best *shim
 	for _, s := range p.shims {
 		n := load[s] + s.reserved
-		if s.draining || n >= p.cfg.PodsPer {
+		if s.draining || n >= p.cfg.PodsPer || !s.well() {
 			continue
 		}
 		if best == nil || n > load[best]+best.reserved { // fill one before the next
@@ -116,8 +116,8 @@ func (p *Pool) Namespace(pod, kind string) (*os.File, error) {
 	return duplicate(e.ns[kind])
 }
 
-// RemovePod ends the shim's and the pool's hold on a pod. An unknown pod is fine. If the shim does not answer
-// within the time of ctx, the pool's hold ends all the same and the error says so.
+// RemovePod ends the shim's and the pool's hold on a pod. An unknown pod is fine. If the shim does not answer within
+// the time of ctx, or refuses, the error says so and the pool's hold stays, so that a retry asks again.
 func (p *Pool) RemovePod(ctx context.Context, id string) error {
 	p.mu.Lock()
 	e := p.pods[id]
@@ -129,9 +129,14 @@ func (p *Pool) RemovePod(ctx context.Context, id string) error {
 		return nil
 	}
 	_, err := e.shim.call(ctx, v1.MethodRemovePod, v1.PodRef{ID: id}, nil, nil)
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.pods, id)
-	e.close()
-	return err
+	if p.pods[id] == e { // not a second removal's
+		delete(p.pods, id)
+		e.close()
+	}
+	return nil
 }

@@ -14,6 +14,9 @@ import (
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
+// takeLimit bounds the taking over of all that one shim holds, once it has answered.
+const takeLimit = 5 * time.Second
+
 // answerLimit is how long a start of the daemon waits for the shims to answer, all at once.
 const answerLimit = 700 * time.Millisecond
 
@@ -47,12 +50,11 @@ func (p *Pool) Recover(ctx context.Context, later func(Found)) (Found, error) {
 	for _, ent := range ents {
 		wg.Go(func() {
 			s := &shim{id: ent.Name(), dir: filepath.Join(p.cfg.Dir, ent.Name()), pool: p, profiles: map[string]bool{}}
-			hello, err := s.connectWithin(ctx, answerLimit)
+			hello, err := p.enter(ctx, s, answerLimit)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
 			case err == nil:
-				p.admit(ctx, s, hello)
 				all.add(hello)
 			case gone(err):
 				p.log.Warn("shim is gone", "shim", s.id, "error", err)
@@ -86,15 +88,28 @@ func (f *Found) add(hello *v1.HelloReply) {
 	}
 }
 
-// admit makes a shim that has answered one of the pool's.
-func (p *Pool) admit(ctx context.Context, s *shim, hello *v1.HelloReply) {
+// enter connects to a shim and takes what it holds. It is one of the pool's before it is connected, so that its end is
+// seen from the first moment, and takes no pods before it has told what it has.
+func (p *Pool) enter(ctx context.Context, s *shim, limit time.Duration) (*v1.HelloReply, error) {
 	p.mu.Lock()
-	p.shims[s.id] = s
-	s.draining = hello.Draining
+	p.shims[s.id], s.draining = s, true
 	p.mu.Unlock()
-	if err := p.take(ctx, s, hello); err != nil {
+	hello, err := s.connectWithin(ctx, limit)
+	if err != nil {
+		p.mu.Lock()
+		delete(p.shims, s.id)
+		p.mu.Unlock()
+		return nil, err
+	}
+	bounded, cancel := context.WithTimeout(ctx, takeLimit)
+	defer cancel()
+	if err := p.take(bounded, s, hello); err != nil {
 		p.log.Error("shim not fully recovered", "shim", s.id, "error", err)
 	}
+	p.mu.Lock()
+	s.draining = hello.Draining
+	p.mu.Unlock()
+	return hello, nil
 }
 
 // heed waits for a silent shim's answer or end.
@@ -106,10 +121,9 @@ func (p *Pool) heed(s *shim, later func(Found)) {
 		case <-time.After(wait):
 		}
 		f := Found{Pods: map[string]v1.PodState{}, Containers: map[string]v1.ContainerState{}}
-		hello, err := s.connectWithin(context.Background(), wait) //nolint:gosec // bounded, and by the pool's end
+		hello, err := p.enter(context.Background(), s, wait) //nolint:gosec // bounded, and by the pool's end
 		switch {
 		case err == nil:
-			p.admit(context.Background(), s, hello) //nolint:gosec // as above
 			f.add(hello)
 			p.log.Warn("shim answers again", "shim", s.id, "pods", len(f.Pods), "containers", len(f.Containers))
 		case gone(err):

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,7 +22,8 @@ import (
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
-// callLimit bounds a call whose caller set no earlier deadline: a hung shim costs its own pods time, nobody else.
+// callLimit bounds a call whose caller set no earlier deadline. A hung shim costs its own pods time, and the first call
+// that finds it; it gets no new pods until it answers.
 const callLimit = 2 * time.Minute
 
 // shim is one supervisor. Fields below pool are guarded by the pool's mu.
@@ -38,10 +40,25 @@ type shim struct {
 	// new one is asked nothing before it has them.
 	life sync.RWMutex
 
+	hung atomic.Bool // its last call ran out of time
+
 	mu    sync.Mutex
 	conn  *v1.Client
 	pid   int
 	pidfd *os.File
+}
+
+// well says that a shim is connected and answers, as far as is known.
+func (s *shim) well() bool {
+	if s.hung.Load() {
+		return false
+	}
+	select {
+	case <-s.client().Done():
+		return false
+	default:
+		return true
+	}
 }
 
 // group is the shim's own cgroup.
@@ -103,6 +120,7 @@ func (s *shim) attempt(ctx context.Context, method string, req any, fds []*os.Fi
 	default:
 	}
 	out, err := c.Call(ctx, method, req, fds, reply)
+	s.hung.Store(errors.Is(err, context.DeadlineExceeded))
 	if err == nil {
 		keep(out)
 	}

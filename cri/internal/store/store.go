@@ -31,7 +31,7 @@ const window = time.Second
 type Store struct {
 	dir  string
 	log  *slog.Logger
-	lock *os.File
+	lock *lockfile.Lock
 
 	mu    sync.Mutex
 	dirty map[string]bool // paths of files and directories to sync

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,9 @@ import (
 
 // remembered is how many orphans' ends are kept for a later Adopt.
 const remembered = 64
+
+// fresh is how long: a handover takes milliseconds, and the number may soon be another process's.
+const fresh = 5 * time.Second
 
 // Status is how a process ended.
 type Status struct {
@@ -68,9 +72,15 @@ func (r *Reaper) Fork(clone func() (int, error), notify func(Status)) (*Process,
 	if err != nil {
 		return nil, err
 	}
+	r.forget(pid)
 	p := &Process{Pid: pid, done: make(chan struct{}), notify: notify}
 	r.procs[pid] = p
 	return p, nil
+}
+
+// forget drops what is remembered of an orphan whose number has a new owner.
+func (r *Reaper) forget(pid int) {
+	r.orphans = slices.DeleteFunc(r.orphans, func(o orphan) bool { return o.pid == pid })
 }
 
 // Adopt enters a child that somebody else made and that came to this process as an orphan. If it has been
@@ -80,7 +90,7 @@ func (r *Reaper) Adopt(pid int, notify func(Status)) *Process {
 	defer r.mu.Unlock()
 	p := &Process{Pid: pid, done: make(chan struct{}), notify: notify}
 	for i, o := range r.orphans {
-		if o.pid == pid {
+		if o.pid == pid && time.Since(o.status.At) < fresh {
 			r.orphans = append(r.orphans[:i], r.orphans[i+1:]...)
 			p.status = o.status
 			close(p.done)
