@@ -140,7 +140,7 @@ func decodeContainer(b []byte) (*Container, string, error) {
 		return nil, "", err
 	}
 	if r.Version > recordVersion {
-		return nil, "", fmt.Errorf("record has version %d, this daemon knows %d", r.Version, recordVersion)
+		return nil, "", fmt.Errorf("%w: version %d, this daemon knows %d", errNewer, r.Version, recordVersion)
 	}
 	c := &Container{
 		ID: r.ID, PodID: r.PodID, ImageID: r.ImageID, CreatedAt: r.CreatedAt, Config: &cri.ContainerConfig{},

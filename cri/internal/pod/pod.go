@@ -104,7 +104,7 @@ func decodePod(b []byte) (*Pod, string, error) {
 		return nil, "", err
 	}
 	if r.Version > recordVersion {
-		return nil, "", fmt.Errorf("record has version %d, this daemon knows %d", r.Version, recordVersion)
+		return nil, "", fmt.Errorf("%w: version %d, this daemon knows %d", errNewer, r.Version, recordVersion)
 	}
 	p := &Pod{ID: r.ID, Handler: r.Handler, CreatedAt: r.CreatedAt, Config: &cri.PodSandboxConfig{}, st: r.State}
 	return p, r.BootID, proto.Unmarshal(r.Config, p.Config)

@@ -87,6 +87,9 @@ func (m *Manager) repin(p *Pod) (string, error) {
 	return m.network.Pin(p.ID, ns)
 }
 
+// errNewer refuses the start of a daemon that is older than its records: it would take every pod for a stranger.
+var errNewer = errors.New("a record of a newer berth-cri: run that one, or drain the node with it before going back")
+
 // loadPods reads the records and returns which of them are of an earlier boot.
 func (m *Manager) loadPods() (map[string]bool, error) {
 	raw, err := m.records.Load(podKind)
@@ -96,6 +99,9 @@ func (m *Manager) loadPods() (map[string]bool, error) {
 	old := map[string]bool{}
 	for id, b := range raw {
 		p, boot, err := decodePod(b)
+		if errors.Is(err, errNewer) {
+			return nil, fmt.Errorf("pod %s: %w", id, err)
+		}
 		if err != nil {
 			m.cfg.Log.Error("pod record not understood, it is left alone", "pod", id, "error", err)
 			continue
@@ -114,6 +120,9 @@ func (m *Manager) loadContainers() (map[string]bool, error) {
 	old := map[string]bool{}
 	for id, b := range raw {
 		c, boot, err := decodeContainer(b)
+		if errors.Is(err, errNewer) {
+			return nil, fmt.Errorf("container %s: %w", id, err)
+		}
 		if err != nil {
 			m.cfg.Log.Error("container record not understood, it is left alone", "container", id, "error", err)
 			continue
