@@ -114,8 +114,17 @@ func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started sta
 		return started, err
 	}
 	s, err := m.shims.Start(ctx, req, handles)
+	// The supervisor may still be at a start that a daemon which is dead now asked for. Its cgroup was removed when this
+	// daemon came, so that one fails; then this one is taken.
+	for end := time.Now().Add(overlapLimit); errors.Is(err, errs.AlreadyExists) && time.Now().Before(end); {
+		time.Sleep(overlapLimit / 100)
+		s, err = m.shims.Start(ctx, req, handles)
+	}
 	return startedProcess{Pid: s.Pid, At: s.At}, err
 }
+
+// overlapLimit is how long a start waits for an earlier daemon's start of the same container to end.
+const overlapLimit = 2 * time.Second
 
 type startedProcess struct {
 	Pid int
