@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
@@ -93,6 +94,7 @@ func (s *Supervisor) hello(h v1.Hello, peer *v1.Peer) (*v1.HelloReply, error) {
 	if h.Version != v1.Version {
 		return nil, errs.FailedPrecondition.Errorf("protocol version %d, this shim speaks %d", h.Version, v1.Version)
 	}
+	s.settle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.peers[peer] = true
@@ -108,6 +110,27 @@ func (s *Supervisor) hello(h v1.Hello, peer *v1.Peer) (*v1.HelloReply, error) {
 	slices.SortFunc(r.Pods, func(a, b v1.PodState) int { return strings.Compare(a.ID, b.ID) })
 	slices.SortFunc(r.Containers, func(a, b v1.ContainerState) int { return strings.Compare(a.ID, b.ID) })
 	return r, nil
+}
+
+// settleLimit is less than a daemon waits for the answer to Hello.
+const settleLimit = 400 * time.Millisecond
+
+// settle waits, briefly, for the starts that a daemon which is dead now asked for: one that the reply leaves out would be
+// taken for never started, killed and started again.
+func (s *Supervisor) settle() {
+	starting := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, c := range s.containers {
+			if c.starting {
+				return true
+			}
+		}
+		return false
+	}
+	for end := time.Now().Add(settleLimit); starting() && time.Now().Before(end); {
+		time.Sleep(settleLimit / 200)
+	}
 }
 
 // leave forgets a daemon whose connection has ended.
