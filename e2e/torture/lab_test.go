@@ -204,8 +204,11 @@ func (n *machine) descriptors() map[string]int {
 		for _, f := range fds {
 			if to, err := os.Readlink(f); err == nil {
 				sort, _, _ := strings.Cut(to, ":")
-				if strings.HasPrefix(sort, "/sys/fs/cgroup/") {
+				switch shims := filepath.Join(n.lab.Run, "berth", "shims") + "/"; {
+				case strings.HasPrefix(sort, "/sys/fs/cgroup/"):
 					sort = "a cgroup"
+				case strings.HasPrefix(sort, shims): // one that died empty is followed by one of another name
+					sort = "shims/*/" + filepath.Base(sort)
 				}
 				m[sort]++
 			}
