@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -101,8 +102,21 @@ func (d *daemon) assemble(conf config.Config, facts machine.Facts, groups *cgrou
 	d.stats = stats.New(d.pods, groups, conf.Root, d.log)
 	d.server = server.New(d.pods, d.images, d.network, d.stream, d.stats, server.Info{
 		Name: "berth", Version: version, Handlers: handlers, Userns: facts.IDMapped, RRO: facts.RecursiveReadOnly,
+		Verbose: func() map[string]string { return d.condition(facts) },
 	})
 	return nil
+}
+
+// condition is what a verbose Status adds for who looks at the node: what the machine lacks, which records were damaged,
+// how many supervisors do not answer.
+func (d *daemon) condition(facts machine.Facts) map[string]string {
+	b, err := json.Marshal(map[string]any{
+		"lacks": facts.Missing, "quarantinedRecords": d.store.Damaged(), "silentSupervisors": d.shims.Silent(),
+	})
+	if err != nil {
+		b = fmt.Appendf(nil, "%q", err.Error())
+	}
+	return map[string]string{"node": string(b)}
 }
 
 func handlers(conf config.Config) (map[string]pod.OCIRuntime, []string) {

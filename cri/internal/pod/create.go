@@ -232,7 +232,7 @@ func (m *Manager) prepare(c *Container) (err error) {
 	if c.raw, err = json.Marshal(c.spec); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "spec.json"), c.raw, 0o600)
+	return os.WriteFile(filepath.Join(dir, specFile), c.raw, 0o600)
 }
 
 // discardContainer takes back what Create made.

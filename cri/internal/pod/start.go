@@ -197,9 +197,12 @@ func (m *Manager) failStart(c *Container, cause error) {
 	m.publish(cri.ContainerEventType_CONTAINER_STOPPED_EVENT, c.PodID, c.ID)
 }
 
+// specFile is a container's OCI spec in its directory, the last that Create writes.
+const specFile = "spec.json"
+
 // loadSpec reads the spec of a recovered container.
 func (m *Manager) loadSpec(c *Container) error {
-	b, err := os.ReadFile(filepath.Join(m.containerDir(c.ID), "spec.json"))
+	b, err := os.ReadFile(filepath.Join(m.containerDir(c.ID), specFile))
 	if err != nil {
 		return err
 	}
