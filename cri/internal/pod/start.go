@@ -17,7 +17,12 @@ import (
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
-const startLimit = 2 * time.Minute
+// A start is bounded: its caller waits for startLimit, and its process has planLimit to its execve; the difference is the
+// supervisor's, to see it die or to say that it does not.
+const (
+	startLimit = 2 * time.Minute
+	planLimit  = startLimit - 15*time.Second
+)
 
 var (
 	failStartGrouped = failpoint.New("cri.start.after_cgroup")
@@ -148,7 +153,7 @@ func (m *Manager) startRequest(c *Container, p *Pod, group string) (v1.Start, er
 	}
 	dir := m.containerDir(c.ID)
 	req := v1.Start{
-		Container: m.static(c, group), Spec: raw, Join: c.join, PidOf: c.pidOf, Seccomp: c.seccomp,
+		Container: m.static(c, group), Spec: raw, Join: c.join, PidOf: c.pidOf, Seccomp: c.seccomp, Limit: planLimit,
 		Rootfs: v1.Rootfs{Lower: img.Lower, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")},
 	}
 	req.OCI = m.oci(c, p)
