@@ -86,6 +86,7 @@ type walker struct {
 	n    *machine
 	pods [modelPods]modelPod
 	last [modelPods]string // the id of the pod before, for calls that concern none
+	died time.Time         // when a supervisor was killed last
 }
 
 func (w *walker) tidy(ctx context.Context) error {
@@ -157,7 +158,8 @@ func (w *walker) identify(o operation, id string) error {
 // was begun is listed NOTREADY, a start whose answer was lost has started, one whose supervisor died has failed.
 func (w *walker) forgive(ctx context.Context, o operation, fault error) error {
 	p := &w.pods[o.pod]
-	if o.with == nothing || o.with == duplicated {
+	orphaned := time.Since(w.died) < time.Second
+	if (o.with == nothing || o.with == duplicated) && !orphaned {
 		return fault
 	}
 	switch o.verb {
@@ -182,12 +184,12 @@ func (w *walker) forgive(ctx context.Context, o operation, fault error) error {
 			p.succeed(o)
 			return w.compare(ctx)
 		}
-		if o.with == shimDies && st.GetStatus().GetState() == cri.ContainerState_CONTAINER_EXITED {
+		if orphaned && st.GetStatus().GetState() == cri.ContainerState_CONTAINER_EXITED {
 			c.state, c.codes = exited, []int32{128}
 			return w.compare(ctx)
 		}
 	case execSync:
-		if o.with == shimDies && p.containers[o.container].state == running {
+		if orphaned && p.containers[o.container].state == running {
 			return nil // the end of an exec may go with its supervisor
 		}
 	}
@@ -208,12 +210,16 @@ func (w *walker) disturbed(ctx context.Context, o operation) (string, error) {
 	case duplicated:
 		return w.together(ctx, o)
 	case daemonDies, shimDies:
+		if o.with == daemonDies { // what both hold is lost when both are gone: a successor has adopted it by then
+			time.Sleep(time.Until(w.died.Add(500 * time.Millisecond)))
+		}
 		var wg sync.WaitGroup
 		var killed error
 		wg.Go(func() {
 			wait()
 			if o.with == shimDies {
 				killShim()
+				w.died = time.Now()
 			} else {
 				_, killed = killDaemon(ctx)
 			}

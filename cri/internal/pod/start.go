@@ -125,6 +125,10 @@ func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started sta
 		time.Sleep(overlapLimit / 100)
 		s, err = m.shims.Start(ctx, req, handles)
 	}
+	// A supervisor that died with the request unread, or before it had made a process, has done nothing: its successor does.
+	for try := 0; errors.Is(err, errs.Unavailable) && try < 3 && m.cfg.Cgroups.Untouched(group); try++ {
+		s, err = m.shims.Start(ctx, req, handles)
+	}
 	return startedProcess{Pid: s.Pid, At: s.At}, err
 }
 
