@@ -92,6 +92,7 @@ type Features struct {
 	BootID            string
 	LastCap           int
 	AppArmor, SELinux bool
+	AppArmorDefault   string // the profile of containers that name none, if the kernel has it
 }
 
 // Phase is one measured step.
