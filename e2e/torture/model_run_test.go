@@ -75,6 +75,7 @@ func walk(ops []operation) (done int, err error) {
 	w := &walker{n: node}
 	defer func() { err = errors.Join(err, w.tidy(ctx)) }()
 	for i, o := range ops {
+		total.add(modelSteps, 1)
 		if err := w.step(ctx, o); err != nil {
 			return i, fmt.Errorf("%s: %w", o, err)
 		}
