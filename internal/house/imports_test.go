@@ -86,7 +86,7 @@ func rules() []rule {
 		},
 		{path: "cri/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
 		adapter("cri/internal/cgroup"),
-		adapter("cri/internal/apparmor"),
+		{path: "cri/internal/apparmor", own: append(leaves, "proto/errs"), ban: []string{grpc, http}},
 		adapter("cri/internal/cdi"),
 		{path: "cri/internal/ldcache", ban: []string{osPkg, osExec, http, grpc}},
 		adapter("cri/internal/machine"),
