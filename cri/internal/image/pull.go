@@ -274,7 +274,7 @@ func (s *Service) unpackOnce(ctx context.Context, src *source, i, attempt int, d
 		return nil, err
 	}
 	defer b.Close() //nolint:errcheck // read side
-	return layers.Unpack(ctx, dir, b, src.blobs[i], layers.Limits{Bytes: s.cfg.MaxLayerBytes})
+	return s.unpacker.Unpack(ctx, dir, b, src.blobs[i], layers.Limits{Bytes: s.cfg.MaxLayerBytes})
 }
 
 // fixes fills rec.Layers and makes the directories that fit layers to those below them.
