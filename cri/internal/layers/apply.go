@@ -88,6 +88,9 @@ func Apply(ctx context.Context, dir *os.File, r io.Reader, limits Limits) (*Resu
 
 // streamError tells a malformed archive from a stream that broke.
 func streamError(err error) error {
+	if errors.Is(err, ErrArchive) {
+		return err
+	}
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errs.FailedPrecondition.Errorf("%w: %w", ErrArchive, err)
 	}

@@ -3,7 +3,6 @@ package layers
 import (
 	"archive/tar"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path"
@@ -147,7 +146,7 @@ func (a *applier) attributes(fd int, hdr *tar.Header) error {
 		}
 		err := unix.Fsetxattr(fd, attr, []byte(value), 0)
 		if err != nil && !errors.Is(err, unix.ENOTSUP) { // a file system without them, as for peers
-			return fmt.Errorf("fsetxattr %s: %w", attr, err)
+			return xattrError(hdr.Name, attr, value, err)
 		}
 	}
 	if err := unix.Fchmod(fd, modeBits(hdr)); err != nil {

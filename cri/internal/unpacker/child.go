@@ -73,6 +73,9 @@ func (u *Unpacker) start(dir *os.File, diffID digest.Digest, limits layers.Limit
 		process: p, ring: ring{mem: mem, lengths: ends[1], credits: ends[6]}, heard: make(chan struct{}), cries: make(chan string, 1),
 		ended: make(chan struct{}), guards: make(chan struct{}),
 	}
+	if u.cfg.Observe != nil {
+		u.cfg.Observe(p.Pid)
+	}
 	go c.listen(ends[2])
 	go c.note(ends[4])
 	go c.guard(u.cfg)

@@ -61,6 +61,8 @@ type Config struct {
 	// Patience is how long a child may take in all, the time that the blob's source takes not counted; default 1 h,
 	// which is 64 GiB at 20 MB/s.
 	Patience time.Duration
+	// Observe, if not nil, is told the process id of each child that was started.
+	Observe func(pid int)
 }
 
 func (c Config) withDefaults() Config {

@@ -49,7 +49,7 @@ func run(args []string, in io.Reader, out io.Writer) error {
 		}
 		*to = v
 	}
-	if err := confine(limits); err != nil {
+	if err := Confine(limits); err != nil {
 		return err
 	}
 	debug.SetGCPercent(400) // most layers end before the first collection; memoryGoal is for the others
@@ -85,8 +85,9 @@ func guarded(dir *os.File, in io.Reader, diffID digest.Digest, limits layers.Lim
 	return res, err
 }
 
-// confine is the part of the confinement that a process does to itself. It checks the part that was done to it.
-func confine(limits layers.Limits) error {
+// Confine is the part of the confinement that a child does to itself, before it reads anything: its limits, and the
+// filter of system calls. It refuses to go on in a process that was not started by Unpack.
+func Confine(limits layers.Limits) error {
 	if os.Getpid() != 1 {
 		return fmt.Errorf("process %d is not the first of a pid namespace: this command is for the daemon's own use", os.Getpid())
 	}
