@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -90,6 +91,9 @@ func guarded(dir *os.File, in io.Reader, diffID digest.Digest, limits layers.Lim
 func Confine(limits layers.Limits) error {
 	if os.Getpid() != 1 {
 		return fmt.Errorf("process %d is not the first of a pid namespace: this command is for the daemon's own use", os.Getpid())
+	}
+	if err := unix.CloseRange(fdCredits+1, math.MaxInt32, 0); err != nil { // what this program's parent has left open
+		return os.NewSyscallError("close_range", err)
 	}
 	_ = unix.Umask(0)
 	size := uint64(limits.Bytes) //nolint:gosec // not negative, or beyond every size

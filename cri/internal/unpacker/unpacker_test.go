@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if args := strings.Fields(os.Getenv(orphanEnv)); len(args) == 2 {
+		orphan(args)
+	}
 	remove, err := unpackertest.Build()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
