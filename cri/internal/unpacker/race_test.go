@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,6 +51,7 @@ func TestRacer(t *testing.T) {
 			swap(int(dir.Fd()), "d", "l")
 			swap(int(dir.Fd()), "d/e", "m")
 			done.Add(1)
+			time.Sleep(time.Duration(rand.N(60)) * time.Microsecond)
 		}
 		close(stop)
 	}()
