@@ -27,6 +27,20 @@ func TestMain(m *testing.M) {
 	if args := strings.Fields(os.Getenv(childEnv)); len(args) == 2 {
 		os.Exit(child(args[0], args[1]))
 	}
+	if args := strings.Fields(os.Getenv(powerEnv)); len(args) > 1 {
+		if err := powerChild(args); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if args := strings.Fields(os.Getenv(descriptorsEnv)); len(args) == 2 {
+		if err := scarce(args[0], args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	remove, err := unpackertest.Build()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
