@@ -102,9 +102,15 @@ func numbered(n int, format string) (out []m) {
 // everyType makes one name each type in turn; a file is last.
 func everyType(name string) []m {
 	return []m{
-		{typ: reg, name: name, body: "1"}, {typ: dirT, name: name}, {typ: sym, name: name, link: "/etc/passwd"},
-		{typ: '3', name: name, major: 1, minor: 3}, {typ: '4', name: name, major: 7}, {typ: '6', name: name},
-		{typ: '3', name: name}, {typ: hard, name: name, link: "nowhere"}, {typ: reg, name: name, body: "last"},
+		{typ: reg, name: name, body: "1"},
+		{typ: dirT, name: name},
+		{typ: sym, name: name, link: "/etc/passwd"},
+		{typ: '3', name: name, major: 1, minor: 3},
+		{typ: '4', name: name, major: 7},
+		{typ: '6', name: name},
+		{typ: '3', name: name},
+		{typ: hard, name: name, link: "nowhere"},
+		{typ: reg, name: name, body: "last"},
 	}
 }
 

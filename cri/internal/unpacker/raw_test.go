@@ -1,9 +1,13 @@
 package unpacker_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"testing"
+	"time"
 )
 
 // raw makes one ustar header by hand, for what archive/tar refuses to write, and its body, padded. edit may change the
@@ -94,4 +98,58 @@ func oldSparse(real int64, pairs ...int64) func(h []byte) {
 		}
 		base256(h[483:495], real)
 	}
+}
+
+// m is one archive member.
+type m struct {
+	typ          byte
+	name, link   string
+	body         string
+	mode         int64
+	uid, gid     int
+	pax          map[string]string
+	major, minor int64
+	at           time.Time
+}
+
+const (
+	reg  = tar.TypeReg
+	dirT = tar.TypeDir
+	sym  = tar.TypeSymlink
+	hard = tar.TypeLink
+)
+
+// archive writes members as archive/tar does.
+func archive(t testing.TB, members ...m) sample {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range members {
+		h := &tar.Header{
+			Typeflag: e.typ, Name: e.name, Linkname: e.link, Mode: e.mode, Uid: e.uid, Gid: e.gid, Size: int64(len(e.body)),
+			ModTime: e.at, PAXRecords: e.pax, Devmajor: e.major, Devminor: e.minor,
+		}
+		if h.ModTime.IsZero() {
+			h.ModTime = time.Unix(1_600_000_000, 0)
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o755
+		}
+		if e.pax != nil {
+			h.Format = tar.FormatPAX
+		}
+		if e.typ == tar.TypeXGlobalHeader {
+			h = &tar.Header{Typeflag: e.typ, PAXRecords: e.pax}
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatalf("%s: %v", e.name, err)
+		}
+		if _, err := w.Write([]byte(e.body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return sample{packed: b.Bytes()}
 }
