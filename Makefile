@@ -124,6 +124,10 @@ torture: setup build tools ## Kill the daemon 500 times and a shim 200 times und
 	@mkdir -p $(OUT)
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./torture
 
+.PHONY: torture-images
+torture-images: setup ## 1,000 power cuts while pulling, a symlink racer of 100,000 iterations, every hostile layer and registry
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 40m -run 'PowerCuts|Racer|Corpus|Rogue|Stranger' -v ./cri/internal/image ./cri/internal/unpacker
+
 .PHONY: torture-cni
 torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboots without DEL, fuzzing of all input
 	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 40m -run 'Torture|Mutated' -v ./cni/test

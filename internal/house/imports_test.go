@@ -95,7 +95,9 @@ func rules() []rule {
 		adapter("cri/internal/rootfs"),
 		adapter("cri/internal/registry"),
 		adapter("cri/internal/layers"),
-		adapter("cri/internal/image", "cri/internal/layers", "cri/internal/registry"), // the domain of images
+		adapter("cri/internal/unpacker", "cri/internal/layers"),
+		{path: "cri/internal/unpacker/unpackertest", ban: []string{http, grpc}},
+		adapter("cri/internal/image", "cri/internal/layers", "cri/internal/registry", "cri/internal/unpacker"), // the domain of images
 		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
 		{path: "csi/cmd", own: append(leaves, "proto", "csi/internal"), foreignIsFree: true, ban: []string{osExec}},
 		{path: "csi/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},

@@ -98,6 +98,7 @@ func starters() map[string]string {
 		"deviceplugin/internal/mps/daemon.go":              "nvidia-cuda-mps-control, by berth-gpu itself, and to ask it",
 		"shim/internal/seccomp/gen/main.go":                "go list, on a developer's machine",
 		"deviceplugin/internal/discovery/child/process.go": "berth-gpu itself, to talk to the driver",
+		"cri/internal/unpacker/unpackertest/program.go":    "go build, in tests",
 		"csi/internal/mkfs/mkfs.go":                        "mkfs.ext4, mkfs.xfs, e2fsck, resize2fs",
 	}
 }

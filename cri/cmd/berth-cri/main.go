@@ -7,6 +7,8 @@
 //	berth-cri [--config FILE] image export FILE REF…   write images of a running daemon to an OCI archive
 //	berth-cri failpoints                      list the places where a test can make it fail
 //	berth-cri version
+//
+// Its own children are "berth-cri unpack …", see package unpacker.
 package main
 
 import (
@@ -20,6 +22,7 @@ import (
 	"syscall"
 
 	"github.com/berth-project/berth/cri/internal/config"
+	"github.com/berth-project/berth/cri/internal/unpacker"
 	"github.com/berth-project/berth/internal/failpoint"
 )
 
@@ -27,6 +30,9 @@ import (
 var version = "dev"
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == unpacker.Command {
+		os.Exit(unpacker.Main(os.Args[2:]))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := command(ctx, os.Args[1:], os.Stdout); err != nil {

@@ -15,6 +15,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/berth-project/berth/cri/internal/image"
+	"github.com/berth-project/berth/cri/internal/unpacker/unpackertest"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -26,7 +27,31 @@ func TestMain(m *testing.M) {
 	if args := strings.Fields(os.Getenv(childEnv)); len(args) == 2 {
 		os.Exit(child(args[0], args[1]))
 	}
-	os.Exit(m.Run())
+	if args := strings.Fields(os.Getenv(powerEnv)); len(args) > 1 {
+		if err := powerChild(args); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if args := strings.Fields(os.Getenv(descriptorsEnv)); len(args) == 2 {
+		if err := scarce(args[0], args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	remove, err := unpackertest.Build()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if err := remove(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 // child pulls an image and, if BERTH_REMOVE is set, removes it.
@@ -43,7 +68,7 @@ func child(root, ref string) int {
 		err = errors.Join(err, useAll(root, ref, pull))
 	} else if err == nil {
 		var s *image.Service
-		if s, err = image.Open(image.Config{Root: root}, slogDiscard()); err == nil {
+		if s, err = image.Open(configOf(root), slogDiscard()); err == nil {
 			err = pull(s)
 			s.Retain(nil)
 			if err == nil && os.Getenv("BERTH_REMOVE") != "" {

@@ -130,7 +130,7 @@ func useAll(root, ref string, pull func(*image.Service) error) error {
 	if err := os.RemoveAll(filepath.Join(root, "clean")); err != nil {
 		return err
 	}
-	s, err := image.Open(image.Config{Root: root}, slogDiscard())
+	s, err := image.Open(configOf(root), slogDiscard())
 	if err != nil {
 		return err
 	}

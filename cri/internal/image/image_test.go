@@ -24,6 +24,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-project/berth/cri/internal/image"
+	"github.com/berth-project/berth/cri/internal/unpacker"
+	"github.com/berth-project/berth/cri/internal/unpacker/unpackertest"
 )
 
 // member is one entry of a test layer.
@@ -183,10 +185,15 @@ func (h *hub) send(t testing.TB, method, path, contentType string, b []byte) {
 	}
 }
 
+// configOf is the least configuration of a store below root.
+func configOf(root string) image.Config {
+	return image.Config{Root: root, Unpacker: unpacker.Config{Program: unpackertest.Program()}}
+}
+
 // open opens a service below a directory of the test, and checks at cleanup that nothing is left behind.
 func open(t testing.TB, root string, change ...func(*image.Config)) *image.Service {
 	t.Helper()
-	cfg := image.Config{Root: root}
+	cfg := configOf(root)
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -219,7 +226,9 @@ func leaks(t testing.TB) {
 			buf := make([]byte, 1<<20)
 			t.Errorf("%d goroutines, %d at the start:\n%s", n, gos, buf[:runtime.Stack(buf, true)])
 		}
-		runtime.GC()
+		for runtime.GC(); countFDs(t) > fds+2 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			runtime.GC() // stores keep one until they are collected
+		}
 		if n := countFDs(t); n > fds+2 { // a store keeps one, the poller another
 			t.Errorf("%d descriptors, %d at the start", n, fds)
 		}

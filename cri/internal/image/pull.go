@@ -66,7 +66,7 @@ func pullError(r registry.Reference, err error) error {
 	if errs.Of(err) == errs.Unavailable && strings.Contains(err.Error(), registry.Unreachable) {
 		lead = registry.Unreachable
 	}
-	text := strings.ReplaceAll(err.Error(), registry.Unreachable, "")
+	text := strings.NewReplacer(registry.Unreachable, "", "\n", "; ").Replace(err.Error())
 	return errs.Of(err).Errorf("%spull %s: %w", lead, r, &silent{text, err})
 }
 
@@ -186,7 +186,7 @@ func parseConfig(b []byte) (*ocispec.Image, error) {
 	}
 	for _, d := range c.RootFS.DiffIDs {
 		if err := registry.CheckDigest(d); err != nil {
-			return nil, fmt.Errorf("image config: %w", err)
+			return nil, errs.FailedPrecondition.Errorf("image config: %w", err)
 		}
 	}
 	return c, nil
@@ -274,7 +274,7 @@ func (s *Service) unpackOnce(ctx context.Context, src *source, i, attempt int, d
 		return nil, err
 	}
 	defer b.Close() //nolint:errcheck // read side
-	return layers.Unpack(ctx, dir, b, src.blobs[i], layers.Limits{Bytes: s.cfg.MaxLayerBytes})
+	return s.unpacker.Unpack(ctx, dir, b, src.blobs[i], layers.Limits{Bytes: s.cfg.MaxLayerBytes})
 }
 
 // fixes fills rec.Layers and makes the directories that fit layers to those below them.

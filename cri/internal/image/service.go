@@ -26,6 +26,7 @@ import (
 
 	"github.com/berth-project/berth/cri/internal/layers"
 	"github.com/berth-project/berth/cri/internal/registry"
+	"github.com/berth-project/berth/cri/internal/unpacker"
 	"github.com/berth-project/berth/internal/lockfile"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -49,6 +50,8 @@ type Config struct {
 	MinThroughput int64
 	// MaxLayerBytes bounds the unpacked size of one layer; default 64 GiB.
 	MaxLayerBytes int64
+	// Unpacker says what the confined processes are that unpack layers; the zero value is this program.
+	Unpacker unpacker.Config
 	// UserAgent is sent to registries.
 	UserAgent string
 }
@@ -100,6 +103,7 @@ type Service struct {
 	log      *slog.Logger
 	registry *registry.Client
 	store    *layers.Store
+	unpacker *unpacker.Unpacker
 	empty    string // the only lower directory of an image without content
 	pulls    group
 
@@ -130,7 +134,7 @@ func Open(cfg Config, log *slog.Logger) (*Service, error) {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
 	s := &Service{
-		cfg: cfg, log: log, store: store, turn: make(chan struct{}, 1),
+		cfg: cfg, log: log, store: store, unpacker: unpacker.New(cfg.Unpacker), turn: make(chan struct{}, 1),
 		empty: filepath.Join(cfg.Root, "empty"), pinned: cfg.Pinned,
 		images: map[string]*entry{}, names: map[string]string{}, holders: map[string]string{},
 		registry: registry.New(registry.Config{

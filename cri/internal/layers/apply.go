@@ -16,27 +16,6 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// Result says what was unpacked and what depends on lower layers.
-type Result struct {
-	// Bytes of regular files and Inodes made, the layer's root not counted. A hard link is neither.
-	Bytes  int64 `json:"bytes"`
-	Inodes int64 `json:"inodes"`
-	// Implicit are directories that no entry describes: they stand for whatever is at that path below. Made with
-	// mode 0755, root, time 0, for the case that nothing is.
-	Implicit []string `json:"implicit,omitempty"`
-	// Links are hard links whose target is not in this layer.
-	Links []Link `json:"links,omitempty"`
-	// Opaque says that the layer hides everything below it: overlayfs has no such mark for a layer's root, so
-	// whoever stacks layers stops here.
-	Opaque bool `json:"opaque,omitempty"`
-}
-
-// Link is a hard link to a file of a lower layer. Paths are clean, relative to the root, without symlinks in Name.
-type Link struct {
-	Name   string `json:"name"`
-	Target string `json:"target"`
-}
-
 // applier unpacks one archive. Nobody else may change the directory meanwhile, but every step holds even so:
 // paths are resolved by openat2 beneath the root, and objects are touched by descriptor or by a single name in a
 // directory descriptor.
@@ -48,6 +27,7 @@ type applier struct {
 	dirs      map[string]*dirState // by path in the layer, without symlinks
 	deferred  map[string]string    // Links by name
 	whiteouts []string
+	opaques   opaques
 	names     int64
 	written   int64 // unlike result.Bytes never goes down
 	entries   int64
@@ -69,16 +49,15 @@ type parent struct {
 }
 
 // Apply unpacks an uncompressed tar stream into dir, which must be empty and the caller's own. Whiteouts become
-// overlayfs's: character devices 0:0, and trusted.overlay.opaque on directories. It reads to the end of the
+// overlayfs's character devices 0:0, opaque directories are listed in the result. It reads to the end of the
 // archive, not of the stream. Errors caused by the archive name the entry and are errs.FailedPrecondition; a
 // full disk is errs.ResourceExhausted. What was made before an error stays, for the caller to remove.
 //
-// The process must have umask 0 or accept that modes are set twice; CAP_CHOWN, CAP_FOWNER, CAP_MKNOD and
-// CAP_SYS_ADMIN (for trusted.*) are needed.
+// It needs CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_MKNOD and CAP_SETFCAP.
 func Apply(ctx context.Context, dir *os.File, r io.Reader, limits Limits) (*Result, error) {
 	a := &applier{
 		root: int(dir.Fd()), limits: limits.withDefaults(),
-		dirs: map[string]*dirState{}, deferred: map[string]string{},
+		dirs: map[string]*dirState{}, deferred: map[string]string{}, opaques: newOpaques(),
 		buf: make([]byte, 256<<10), parent: parent{fd: -1},
 	}
 	defer a.dropParent()
@@ -95,7 +74,7 @@ func Apply(ctx context.Context, dir *os.File, r io.Reader, limits Limits) (*Resu
 			return nil, streamError(err)
 		}
 		if a.entries++; a.entries > a.limits.Entries {
-			return nil, badEntry(hdr.Name, "more than %d entries", a.limits.Entries)
+			return nil, badEntry(hdr.Name, "%w: more than %d entries", ErrLimit, a.limits.Entries)
 		}
 		if err := a.entry(hdr, tr); err != nil {
 			return nil, entryError(hdr.Name, err)
@@ -109,15 +88,18 @@ func Apply(ctx context.Context, dir *os.File, r io.Reader, limits Limits) (*Resu
 
 // streamError tells a malformed archive from a stream that broke.
 func streamError(err error) error {
+	if errors.Is(err, ErrArchive) {
+		return err
+	}
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errs.FailedPrecondition.Errorf("%w: %w", errArchive, err)
+		return errs.FailedPrecondition.Errorf("%w: %w", ErrArchive, err)
 	}
 	return err
 }
 
 func entryError(name string, err error) error {
 	switch {
-	case errors.Is(err, errArchive):
+	case errors.Is(err, ErrArchive):
 		return err
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return errs.ResourceExhausted.Errorf("unpack %.300q: %w", name, err)
@@ -202,7 +184,11 @@ func (a *applier) finish() error {
 	for n, t := range a.deferred {
 		a.result.Links = append(a.result.Links, Link{Name: n, Target: t})
 	}
+	a.result.Opaques = a.opaques.live()
 	a.result.sort()
+	if n := a.result.open(); n > maxOpen {
+		return errs.FailedPrecondition.Errorf("%w: %w: %d bytes of names that lower layers decide, at most %d", ErrArchive, ErrLimit, n, maxOpen)
+	}
 	return nil
 }
 
@@ -214,7 +200,7 @@ func (a *applier) dropIdle() error {
 		dir := parentDir(w)
 		known, ok := opaque[dir]
 		if !ok {
-			known = belowOpaque(a.root, dir)
+			known = a.opaques.covers(dir)
 			opaque[dir] = known
 		}
 		if !known {
@@ -237,26 +223,10 @@ func (a *applier) dropIdle() error {
 	return nil
 }
 
-// belowOpaque tells whether dir or a directory above it is opaque.
-func belowOpaque(root int, dir string) bool {
-	for _, q := range prefixes(dir) {
-		fd, err := openBeneath(root, q, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
-		if err != nil {
-			return false // replaced by a later entry
-		}
-		opaque := isOpaque(fd)
-		_ = unix.Close(fd) //nolint:errcheck // read only
-		if opaque {
-			return true
-		}
-	}
-	return false
-}
-
 // remember charges a path that stays in memory until the end.
 func (a *applier) remember(p string) error {
 	if a.names += int64(len(p)) + 64; a.names > a.limits.Names {
-		return badEntry(p, "more than %d bytes of directory names", a.limits.Names)
+		return badEntry(p, "%w: more than %d bytes of directory names", ErrLimit, a.limits.Names)
 	}
 	return nil
 }

@@ -1,7 +1,8 @@
 // Package layers turns layer archives into directories that overlayfs can stack, and keeps those directories.
 //
-// Apply is the unpacker: a tar stream and a directory descriptor in, a list of what the layer leaves open out. It
-// knows nothing of digests, stores or networks, so that it can move into a confined child. Store keeps the
+// Unpack turns a compressed stream and a directory descriptor into files and a list of what the layer leaves open. It
+// knows nothing of stores or networks and needs few privileges: package unpacker runs it in a confined child. What
+// comes from there is believed in nothing (Result.Check, Result.Seal). Store keeps the
 // results: staged, committed durably, counted, and thrown away when nobody refers to them. The package must not
 // import registry or image.
 //
@@ -46,10 +47,17 @@ const (
 	maxDepth = 1024
 )
 
-// errArchive is wrapped by errors that mean the archive itself is bad; they are errs.FailedPrecondition.
-var errArchive = errors.New("invalid layer archive")
+// maxOpen bounds the total length of the names in a Result, in bytes: they are kept as long as the layer.
+const maxOpen = 8 << 20
+
+// ErrArchive is wrapped by errors that mean the archive itself is bad; they are errs.FailedPrecondition.
+var ErrArchive = errors.New("invalid layer archive")
+
+// ErrLimit is wrapped by errors that mean a layer is more than is allowed; what follows in the stream is of no
+// interest. They are errs.FailedPrecondition and wrap ErrArchive as well.
+var ErrLimit = errors.New("over the limit")
 
 func badEntry(name string, why string, args ...any) error {
 	err := errs.FailedPrecondition.Errorf(why, args...)
-	return errs.FailedPrecondition.Errorf("%w: entry %.300q: %w", errArchive, name, err)
+	return errs.FailedPrecondition.Errorf("%w: entry %.300q: %w", ErrArchive, name, err)
 }

@@ -3,11 +3,9 @@ package layers
 import (
 	"archive/tar"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,11 +13,6 @@ import (
 
 // modeBits are the permission bits of a header, setuid, setgid and sticky included.
 func modeBits(hdr *tar.Header) uint32 { return uint32(hdr.Mode) & 0o7777 } //nolint:gosec // masked
-
-func (r *Result) sort() {
-	slices.Sort(r.Implicit)
-	slices.SortFunc(r.Links, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
-}
 
 // dir makes a directory or, where this layer has made it before, gives it new attributes. One that takes the
 // place of something else hides what lower layers have there.
@@ -52,7 +45,7 @@ func (a *applier) dir(p parent, base string, hdr *tar.Header) error {
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing written
 	if opaque {
-		if err := setOpaque(fd); err != nil {
+		if err := a.hides(name); err != nil {
 			return err
 		}
 	}
@@ -72,7 +65,7 @@ func (a *applier) dir(p parent, base string, hdr *tar.Header) error {
 
 func (a *applier) file(p parent, base string, hdr *tar.Header, body io.Reader) error {
 	if hdr.Size > a.limits.Bytes-a.written {
-		return badEntry(hdr.Name, "the layer is over its limit of %d bytes", a.limits.Bytes)
+		return badEntry(hdr.Name, "%w: the layer is over its limit of %d bytes", ErrLimit, a.limits.Bytes)
 	}
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(p.fd, base, flags, 0o600)
@@ -153,7 +146,7 @@ func (a *applier) attributes(fd int, hdr *tar.Header) error {
 		}
 		err := unix.Fsetxattr(fd, attr, []byte(value), 0)
 		if err != nil && !errors.Is(err, unix.ENOTSUP) { // a file system without them, as for peers
-			return fmt.Errorf("fsetxattr %s: %w", attr, err)
+			return xattrError(hdr.Name, attr, value, err)
 		}
 	}
 	if err := unix.Fchmod(fd, modeBits(hdr)); err != nil {
@@ -309,12 +302,7 @@ func (a *applier) whiteout(p parent, entry, rest string) error {
 		a.result.Opaque = true
 		return nil
 	case rest == ".wh..opq":
-		fd, err := openDir(p)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd) //nolint:errcheck // nothing written
-		return setOpaque(fd)
+		return a.hides(p.path)
 	case strings.HasPrefix(rest, ".wh."):
 		return nil // AUFS's own book-keeping
 	case rest == "", rest == ".", rest == "..":
@@ -335,13 +323,16 @@ func (a *applier) hide(p parent, rest string) error {
 	if !errors.Is(err, unix.EEXIST) {
 		return os.NewSyscallError("mknodat", err)
 	}
-	fd, err := unix.Openat(p.fd, rest, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil //nolint:nilerr // not a directory: it already hides what is below
+	var st unix.Stat_t
+	if err := fstatat(p.fd, rest, &st); err != nil {
+		return os.NewSyscallError("fstatat", err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing written
-	if d := a.dirs[path.Join(p.path, rest)]; d != nil {
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil // it already hides what is below
+	}
+	name := path.Join(p.path, rest)
+	if d := a.dirs[name]; d != nil {
 		d.implicit = false
 	}
-	return setOpaque(fd)
+	return a.hides(name)
 }

@@ -48,7 +48,7 @@ func (s *Store) Ensure(ctx context.Context, id string, build Builder) error {
 			return err
 		}
 		switch errs.Of(err) {
-		case errs.Unauthenticated, errs.PermissionDenied, errs.NotFound, errs.Unavailable, errs.Canceled:
+		case errs.Unauthenticated, errs.PermissionDenied, errs.NotFound, errs.Unavailable, errs.Canceled, errs.Aborted:
 			continue
 		}
 		return err
@@ -180,11 +180,14 @@ func (s *Store) buildIn(ctx context.Context, dir, id string, build Builder) (*la
 	if err != nil {
 		return nil, err
 	}
+	if err := res.Seal(int(f.Fd())); err != nil {
+		return nil, err
+	}
 	if err := futimens(int(f.Fd()), unix.Timespec{}, unix.Timespec{}); err != nil {
 		return nil, err
 	}
 	l := &layer{info: Info{Version: 1, ID: id, Result: *res}, dir: dir, idle: time.Now()}
-	b, err := json.Marshal(l.info)
+	b, err := json.Marshal(Info{Version: 1, ID: id, Result: res.Quote()})
 	if err != nil {
 		return nil, err
 	}

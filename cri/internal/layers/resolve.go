@@ -181,7 +181,7 @@ func (a *applier) makeParent(at parent, part string, hides bool) error {
 		return os.NewSyscallError("fchmod", err)
 	}
 	if hides {
-		if err := setOpaque(fd); err != nil {
+		if err := a.hides(name); err != nil {
 			return err
 		}
 	}
@@ -194,6 +194,9 @@ func (a *applier) remove(p parent, base string) error {
 	n, bytes, err := removeAt(p.fd, base)
 	a.result.Inodes -= n
 	a.result.Bytes -= bytes
+	if name := path.Join(p.path, base); a.opaques.removed(name) && err == nil {
+		return a.remember(name)
+	}
 	return err
 }
 
@@ -203,18 +206,6 @@ func isWhiteout(st *unix.Stat_t) bool {
 
 func fstatat(dir int, name string, st *unix.Stat_t) error {
 	return unix.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW)
-}
-
-// openDir opens the parent for reading, which O_PATH does not allow.
-func openDir(p parent) (int, error) {
-	return openBeneath(p.fd, "", unix.O_RDONLY|unix.O_DIRECTORY)
-}
-
-func setOpaque(fd int) error {
-	if err := unix.Fsetxattr(fd, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
-		return fmt.Errorf("fsetxattr trusted.overlay.opaque: %w", err)
-	}
-	return nil
 }
 
 // futimens sets the times of an open file; x/sys has it by path only.

@@ -146,6 +146,9 @@ func (s *Store) load(id string) error {
 	if err := json.Unmarshal(b, &l.info); err != nil {
 		return err
 	}
+	if l.info.Result, err = l.info.Unquote(); err != nil {
+		return err
+	}
 	if l.info.ID != id || l.info.Version != 1 || l.info.Bytes < 0 || l.info.Inodes < 0 {
 		return fmt.Errorf("record of layer %q, version %d", l.info.ID, l.info.Version)
 	}

@@ -35,43 +35,35 @@ type Blob struct {
 	DiffID digest.Digest
 }
 
-// Unpack is Apply for a compressed stream, with every byte accounted for: body must have b.Size bytes with
-// digest b.Digest, and the tar in it, gzip, zstd or plain by its first bytes, the digest b.DiffID. Reading and
-// hashing, inflating, and writing run at the same time on recycled buffers. Unpack returns when all of them have
-// ended; body's reads must end when ctx does.
-func Unpack(ctx context.Context, dir *os.File, body io.Reader, b Blob, limits Limits) (*Result, error) {
+// Unpack is Apply for a compressed stream: gzip, zstd or plain by its first bytes, with the digest diffID once it is
+// unpacked. Inflating and writing run at the same time on recycled buffers. It reads packed to its end, after an
+// error too, but for an error that wraps ErrLimit. It returns when all reads have ended; they must end when ctx does.
+func Unpack(ctx context.Context, dir *os.File, packed io.Reader, diffID digest.Digest, limits Limits) (*Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	packed := startStage(ctx, func() (io.Reader, func(), error) { return body, func() {}, nil }, sha256.New())
-	plain := startStage(ctx, func() (io.Reader, func(), error) { return Decompress(packed) }, nil)
+	plain := startStage(ctx, func() (io.Reader, func(), error) { return Decompress(packed) })
 	defer func() {
 		cancel()
 		plain.wait()
-		packed.wait()
 	}()
 	most := limits.withDefaults()
 	stream := &counted{r: plain, h: sha256.New(), left: most.Bytes + most.Entries*entryOverhead + 1<<20}
 	res, err := Apply(ctx, dir, stream, limits)
-	if err != nil && !errors.Is(err, errArchive) {
+	if err != nil && (!errors.Is(err, ErrArchive) || errors.Is(err, ErrLimit)) {
 		return nil, err
 	}
-	// Read on to the end, after an archive error too: it may come from a bad copy, and then another may be good.
 	_, rest := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{stream}, make([]byte, 64<<10))
-	err = errors.Join(err, rest)
-	if plain.err == nil {
-		return nil, err // over the limit, and still coming
+	if err = cmpErr(err, rest); errors.Is(rest, ErrLimit) {
+		return nil, err
 	}
 	plain.wait() // from here on packed is read by nobody else
-	if derr := packed.drain(); derr != nil {
-		return nil, cmpErr(err, derr)
-	}
-	if cerr := b.check(packed, nil); cerr != nil {
-		return nil, cerr
-	}
-	if err == nil {
-		err = b.check(packed, stream)
+	if _, derr := io.CopyBuffer(struct{ io.Writer }{io.Discard}, packed, make([]byte, 64<<10)); derr != nil {
+		return nil, cmpErr(err, fmt.Errorf("rest of the blob: %w", derr))
 	}
 	if err != nil {
 		return nil, err
+	}
+	if got := digest.NewDigest(digest.SHA256, stream.h); got != diffID {
+		return nil, errs.FailedPrecondition.Errorf("layer %s: %w: it unpacks to %s", diffID, ErrContent, got)
 	}
 	return res, nil
 }
@@ -81,24 +73,6 @@ func cmpErr(first, second error) error {
 		return first
 	}
 	return second
-}
-
-// check compares sums; plain is nil when only the compressed form is known.
-func (b Blob) check(packed *stage, plain *counted) error {
-	if b.Digest != "" {
-		if packed.total != b.Size {
-			return errs.FailedPrecondition.Errorf("blob %s: %w: %d bytes instead of %d", b.Digest, ErrContent, packed.total, b.Size)
-		}
-		if got := digest.NewDigest(digest.SHA256, packed.hash); got != b.Digest {
-			return errs.FailedPrecondition.Errorf("blob %s: %w: it is %s", b.Digest, ErrContent, got)
-		}
-	}
-	if plain != nil {
-		if got := digest.NewDigest(digest.SHA256, plain.h); got != b.DiffID {
-			return errs.FailedPrecondition.Errorf("layer %s: %w: it unpacks to %s", b.DiffID, ErrContent, got)
-		}
-	}
-	return nil
 }
 
 // counted hashes and bounds the uncompressed stream.
@@ -113,7 +87,7 @@ func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.h.Write(p[:n])
 	if c.left -= int64(n); c.left < 0 {
-		return n, errs.FailedPrecondition.Errorf("%w: it unpacks to more than is allowed", errArchive)
+		return n, errs.FailedPrecondition.Errorf("%w: %w: it unpacks to more than is allowed", ErrArchive, ErrLimit)
 	}
 	return n, err
 }
@@ -134,7 +108,7 @@ func Decompress(r io.Reader) (io.Reader, func(), error) {
 		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {
-			return nil, nil, errs.FailedPrecondition.Errorf("%w: zstd: %w", errArchive, err)
+			return nil, nil, errs.FailedPrecondition.Errorf("%w: zstd: %w", ErrArchive, err)
 		}
 		return packedReader{z, "zstd"}, z.Close, nil
 	}
@@ -159,7 +133,7 @@ func packedError(kind string, err error) error {
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return errs.FailedPrecondition.Errorf("%w: %s: %w", errArchive, kind, err)
+	return errs.FailedPrecondition.Errorf("%w: %s: %w", ErrArchive, kind, err)
 }
 
 // gzipMembers reads gzip members one after the other.
@@ -212,15 +186,13 @@ type chunk struct {
 
 // stage runs a reader in a goroutine of its own, a few buffers ahead of whoever reads the stage.
 type stage struct {
-	ctx   context.Context //nolint:containedctx // one unpack's
-	full  chan chunk
-	free  chan []byte
-	done  chan struct{}
-	rest  []byte
-	buf   []byte
-	err   error
-	hash  hash.Hash // of everything read; nil for none. Valid once err is io.EOF.
-	total int64
+	ctx  context.Context //nolint:containedctx // one unpack's
+	full chan chunk
+	free chan []byte
+	done chan struct{}
+	rest []byte
+	buf  []byte
+	err  error
 }
 
 const (
@@ -229,8 +201,8 @@ const (
 )
 
 // startStage opens a reader in a new goroutine and pumps it. The caller must wait.
-func startStage(ctx context.Context, open func() (io.Reader, func(), error), h hash.Hash) *stage {
-	s := &stage{ctx: ctx, full: make(chan chunk, chunks), free: make(chan []byte, chunks), done: make(chan struct{}), hash: h}
+func startStage(ctx context.Context, open func() (io.Reader, func(), error)) *stage {
+	s := &stage{ctx: ctx, full: make(chan chunk, chunks), free: make(chan []byte, chunks), done: make(chan struct{})}
 	for range chunks {
 		s.free <- nil
 	}
@@ -266,10 +238,6 @@ func (s *stage) pump(r io.Reader) bool {
 		b = make([]byte, chunkSize)
 	}
 	n, err := readSome(r, b[:chunkSize])
-	if s.hash != nil {
-		s.hash.Write(b[:n])
-		s.total += int64(n)
-	}
 	return s.send(chunk{b: b[:n], err: err}) && err == nil
 }
 
@@ -312,18 +280,6 @@ func (s *stage) Read(p []byte) (int, error) {
 	n := copy(p, s.rest)
 	s.rest = s.rest[n:]
 	return n, nil
-}
-
-// drain reads to the end. It must not be called while another stage reads.
-func (s *stage) drain() error {
-	var p [4 << 10]byte
-	for {
-		if _, err := s.Read(p[:]); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("rest of the blob: %w", err)
-		}
-	}
 }
 
 func (s *stage) wait() { <-s.done }

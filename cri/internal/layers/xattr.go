@@ -37,3 +37,15 @@ func getXattr(fd int, name string) ([]byte, error) {
 	}
 	return buf[:n], nil
 }
+
+// xattrError blames the archive for an attribute that cannot be, or that is too long: ext4 says ENOSPC for a value that
+// does not fit into a block, however much room there is.
+func xattrError(entry, attr, value string, err error) error {
+	const block = 1 << 10 // the smallest
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), errors.Is(err, unix.E2BIG), errors.Is(err, unix.EACCES),
+		errors.Is(err, unix.ENOSPC) && len(attr)+len(value) > block-64:
+		return badEntry(entry, "extended attribute %.100q of %d bytes: %v", attr, len(value), err)
+	}
+	return fmt.Errorf("fsetxattr %.300s: %w", attr, err)
+}

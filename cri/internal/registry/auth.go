@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -159,7 +158,11 @@ func (a *authorizer) token(ctx context.Context, c *conn, params map[string]strin
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&t); err != nil {
+	b, err := readAll(ctx, c.cfg, resp.Body, maxToken)
+	if err != nil {
+		return "", fmt.Errorf("token endpoint %s: %w", realm.Host, err)
+	}
+	if err := json.Unmarshal(b, &t); err != nil {
 		return "", errs.Unauthenticated.Errorf("token endpoint %s: %w", realm.Host, err)
 	}
 	if t.Token == "" {
@@ -199,6 +202,9 @@ func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, form url.
 	}
 	return req, nil
 }
+
+// maxToken bounds a token endpoint's answer, in bytes.
+const maxToken = 1 << 20
 
 type challenge struct {
 	scheme string // lower case

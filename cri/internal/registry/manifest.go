@@ -6,6 +6,7 @@ import (
 	"mime"
 	"slices"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-project/berth/proto/errs"
@@ -129,7 +130,7 @@ func (d *Document) manifest(body []byte) error {
 }
 
 func checkDescriptor(d *ocispec.Descriptor, limit int64) error {
-	if err := CheckDigest(d.Digest); err != nil {
+	if err := checkContentDigest(d.Digest); err != nil {
 		return err
 	}
 	if d.Size < 0 || d.Size > limit {
@@ -139,4 +140,13 @@ func checkDescriptor(d *ocispec.Descriptor, limit int64) error {
 		return errs.FailedPrecondition.Errorf("%s: content at foreign URLs is refused", d.Digest)
 	}
 	return nil
+}
+
+// checkContentDigest is CheckDigest for what a registry sent: then it is no caller's argument that is wrong.
+func checkContentDigest(d digest.Digest) error {
+	err := CheckDigest(d)
+	if errs.Of(err) == errs.InvalidArgument {
+		return errs.FailedPrecondition.Wrap(err)
+	}
+	return err
 }

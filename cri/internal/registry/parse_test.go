@@ -134,7 +134,7 @@ func TestParseDocument(t *testing.T) {
 		"urls":                 {oci, `{"schemaVersion":2,` + configDesc + `,"layers":[` + strings.Replace(layer, `"size"`, `"urls":["http://evil/"],"size"`, 1) + `]}`, errs.FailedPrecondition},
 		"negative size":        {oci, `{"schemaVersion":2,` + configDesc + `,"layers":[` + strings.Replace(layer, `"size":2`, `"size":-2`, 1) + `]}`, errs.FailedPrecondition},
 		"huge config":          {oci, `{"schemaVersion":2,` + strings.Replace(configDesc, `"size":2`, `"size":99999999`, 1) + `,"layers":[]}`, errs.FailedPrecondition},
-		"digest with a path":   {oci, `{"schemaVersion":2,"config":{"mediaType":"` + ocispec.MediaTypeImageConfig + `","digest":"sha256:../../etc/passwd","size":2},"layers":[]}`, errs.InvalidArgument},
+		"digest with a path":   {oci, `{"schemaVersion":2,"config":{"mediaType":"` + ocispec.MediaTypeImageConfig + `","digest":"sha256:../../etc/passwd","size":2},"layers":[]}`, errs.FailedPrecondition},
 		"unknown algorithm":    {oci, `{"schemaVersion":2,"config":{"mediaType":"` + ocispec.MediaTypeImageConfig + `","digest":"md5:%[1]s","size":2},"layers":[]}`, errs.Unimplemented},
 		"not JSON":             {oci, `<html>`, errs.FailedPrecondition},
 		"nothing":              {oci, `{}`, errs.FailedPrecondition},

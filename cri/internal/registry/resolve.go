@@ -87,7 +87,7 @@ func (r *Repository) manifest(ctx context.Context, target string, want digest.Di
 		if resp.StatusCode != http.StatusOK {
 			return statusError(resp, c.host.String(), r.ref.String())
 		}
-		if body, err = r.readAll(ctx, resp.Body, MaxManifest); err != nil {
+		if body, err = readAll(ctx, r.cfg, resp.Body, MaxManifest); err != nil {
 			return fmt.Errorf("%s: manifest %s: %w", c.host, target, err)
 		}
 		contentType = resp.Header.Get("Content-Type")
@@ -104,8 +104,8 @@ func (r *Repository) manifest(ctx context.Context, target string, want digest.Di
 }
 
 // readAll reads a small body whole, under the same watch as a blob.
-func (r *Repository) readAll(ctx context.Context, body io.Reader, limit int64) ([]byte, error) {
-	w := newWatch(ctx, r.cfg)
+func readAll(ctx context.Context, cfg *Config, body io.Reader, limit int64) ([]byte, error) {
+	w := newWatch(ctx, cfg)
 	defer w.stop()
 	if closer, ok := body.(io.Closer); ok {
 		w.abort = func() { _ = closer.Close() } //nolint:errcheck // unblocks the read

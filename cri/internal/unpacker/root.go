@@ -1,0 +1,143 @@
+package unpacker
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// program is the only file in a child's root.
+const program = "unpacker"
+
+// enclose moves the calling thread, which must be locked and never be let go, into namespaces of its own whose root
+// holds nothing but the program at path, and takes from it what children must not have. Children of this thread start
+// with all that. The thread keeps CAP_SYS_ADMIN, for it makes their pid namespaces; exec takes it from them.
+func enclose(path string) error {
+	exe, err := detached(unix.AT_FDCWD, path, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return fmt.Errorf("program: %w", err)
+	}
+	defer exe.Close() //nolint:errcheck // O_PATH
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return os.NewSyscallError("mount", err)
+	}
+	root, err := emptyRoot()
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // nothing written
+	if err := changeRoot(root, exe); err != nil {
+		return err
+	}
+	return dropPrivileges()
+}
+
+// detached clones the mount of a file or directory into one that is nowhere, with the given MOUNT_ATTR_*. Its root
+// has nothing above it. Linux 5.12.
+func detached(dir int, path string, attributes uint64) (*os.File, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if path == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	fd, err := unix.OpenTree(dir, path, flags)
+	if err != nil {
+		return nil, os.NewSyscallError("open_tree", err)
+	}
+	f := os.NewFile(uintptr(fd), "detached mount")
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: attributes}); err != nil {
+		_ = f.Close() //nolint:errcheck // O_PATH
+		return nil, os.NewSyscallError("mount_setattr", err)
+	}
+	return f, nil
+}
+
+// emptyRoot makes a file system with one empty file, the place for the program.
+func emptyRoot() (*os.File, error) {
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fs) //nolint:errcheck // a context
+	for key, value := range map[string]string{"mode": "0555", "size": "4096", "nr_inodes": "8"} {
+		if err := unix.FsconfigSetString(fs, key, value); err != nil {
+			return nil, os.NewSyscallError("fsconfig", err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, os.NewSyscallError("fsconfig", err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount", err)
+	}
+	root := os.NewFile(uintptr(fd), "root")
+	at, err := unix.Openat(fd, program, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o555)
+	if err == nil {
+		err = unix.Close(at)
+	}
+	if err != nil {
+		_ = root.Close() //nolint:errcheck // on the way out
+		return nil, os.NewSyscallError("openat", err)
+	}
+	return root, nil
+}
+
+// changeRoot makes root the thread's, with exe in it, and lets everything else go.
+func changeRoot(root, exe *os.File) error {
+	if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return os.NewSyscallError("move_mount", err)
+	}
+	if err := unix.Fchdir(int(root.Fd())); err != nil {
+		return os.NewSyscallError("fchdir", err)
+	}
+	if err := unix.MoveMount(int(exe.Fd()), "", unix.AT_FDCWD, program, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return os.NewSyscallError("move_mount", err)
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(int(root.Fd()), "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return os.NewSyscallError("mount_setattr", err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return os.NewSyscallError("pivot_root", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil { // the old root, which lies above the new one
+		return os.NewSyscallError("umount2", err)
+	}
+	return os.NewSyscallError("chdir", unix.Chdir("/"))
+}
+
+// dropPrivileges empties the thread's ambient and inheritable sets and bounds what a child can have to Capabilities;
+// no file that it could execute gives more.
+func dropPrivileges() error {
+	keep := map[uintptr]bool{}
+	for _, c := range Capabilities() {
+		keep[c] = true
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl PR_CAP_AMBIENT", err)
+	}
+	for c := uintptr(0); c < 64; c++ {
+		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil {
+			break // beyond the kernel's last
+		} else if has == 0 || keep[c] {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+			return os.NewSyscallError("prctl PR_CAPBSET_DROP", err)
+		}
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return os.NewSyscallError("capget", err)
+	}
+	data[0].Inheritable, data[1].Inheritable = 0, 0
+	if err := unix.Capset(&hdr, &data[0]); err != nil {
+		return os.NewSyscallError("capset", err)
+	}
+	return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+}
