@@ -88,6 +88,8 @@ type Node struct {
 	PodCIDRs []netip.Prefix `yaml:"podCIDRs"`
 	// VTEPMAC is said where another program chose it, as "02:…"; empty: see [Node.MAC].
 	VTEPMAC MAC `yaml:"vtepMAC,omitempty"`
+	// VTEPMAC6 is that of the device whose outer packets are IPv6; empty: the same.
+	VTEPMAC6 MAC `yaml:"vtepMAC6,omitempty"`
 	// MTU is that of its network in bytes, if it is smaller than what others assume; 0: not said.
 	MTU int `yaml:"mtu,omitempty"`
 	// Segment names its layer-2 network; where it is not said, the addresses decide.
@@ -134,9 +136,13 @@ func (m *MAC) UnmarshalText(b []byte) error {
 // IsZero says whether none is said.
 func (m MAC) IsZero() bool { return m == MAC{} }
 
-// MAC is the address of the node's VTEP: what is said, else the first bytes of a hash of UID and name, locally
-// administered. It is the same on every start and on every node that computes it, so nothing has to be told.
-func (n Node) MAC() MAC {
+// MAC is the address of the node's VTEP with outer packets of that family: what is said, else the first bytes of a hash
+// of UID and name, locally administered. It is the same on every start and on every node that computes it, so nothing
+// has to be told.
+func (n Node) MAC(v6 bool) MAC {
+	if v6 && !n.VTEPMAC6.IsZero() {
+		return n.VTEPMAC6
+	}
 	if !n.VTEPMAC.IsZero() {
 		return n.VTEPMAC
 	}

@@ -26,15 +26,15 @@ func TestParse(t *testing.T) {
 	}
 	n1, _ := f.Node("n1")
 	n2, _ := f.Node("n2")
-	if got := n2.MAC().String(); got != "02:00:5e:00:00:02" {
+	if got := n2.MAC(false).String(); got != "02:00:5e:00:00:02" {
 		t.Errorf("MAC that is said: %s", got)
 	}
-	if m := n1.MAC(); m != n1.MAC() || m[0]&3 != 2 || m == n2.MAC() {
+	if m := n1.MAC(false); m != n1.MAC(false) || m[0]&3 != 2 || m == n2.MAC(false) {
 		t.Errorf("MAC that is derived: %s", m)
 	}
 	again := n1
 	again.UID = "another"
-	if again.MAC() == n1.MAC() {
+	if again.MAC(false) == n1.MAC(false) {
 		t.Error("a node that was made anew has the old MAC")
 	}
 	p, ok := f.PoolOf(netip.MustParsePrefix("10.245.1.0/24"))

@@ -131,10 +131,12 @@ func (c *checker) nodes(f *Fabric) {
 			}
 			addrs[a] = i
 		}
-		if o, taken := macs[n.MAC()]; taken {
-			c.bad("%s.vtepMAC: %s is also that of nodes[%d]", at, n.MAC(), o)
+		for _, mac := range []MAC{n.MAC(false), n.MAC(true)} {
+			if o, taken := macs[mac]; taken && o != i {
+				c.bad("%s.vtepMAC: %s is also that of nodes[%d]", at, mac, o)
+			}
+			macs[mac] = i
 		}
-		macs[n.MAC()] = i
 		c.errs = append(c.errs, n.check(at, f)...)
 		for _, b := range n.PodCIDRs {
 			if b.IsValid() {
