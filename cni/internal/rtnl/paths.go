@@ -191,3 +191,12 @@ func DumpMain(ipv6 bool) []byte {
 	fixed := []byte{fam, 0, 0, 0, unix.RT_TABLE_MAIN, 0, 0, 0, 0, 0, 0, 0}
 	return nlwire.New(unix.RTM_GETROUTE, request|unix.NLM_F_DUMP, fixed).Done()
 }
+
+// MatchRoute asks for the route itself, with its destination as it stands in the table, that a packet to dst would take
+// (RTM_F_FIB_MATCH, Linux 4.13; IPv6 5.1).
+func MatchRoute(dst netip.Addr) []byte {
+	const fibMatch = 0x2000
+	fixed := []byte{family(dst), byte(dst.BitLen()), 0, 0, 0, 0, 0, 0}
+	fixed = binary.NativeEndian.AppendUint32(fixed, fibMatch)
+	return nlwire.New(unix.RTM_GETROUTE, request, fixed).Bytes(unix.RTA_DST, dst.AsSlice()).Done()
+}

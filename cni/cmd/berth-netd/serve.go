@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+
+	"github.com/berth-project/berth/cni/internal/agent"
+	"github.com/berth-project/berth/cni/internal/netdconf")
+
+// collect is the garbage collector's target in percent: the agent is nearly always idle, and its memory is every node's.
+const collect = 40
+
+func serve(ctx context.Context, file string) error {
+	conf, err := netdconf.Load(file)
+	if err != nil {
+		return err
+	}
+	if conf.Node == "" {
+		if conf.Node, err = os.Hostname(); err != nil {
+			return err
+		}
+	}
+	debug.SetGCPercent(collect)
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(conf.LogLevel)); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	return agent.New(conf, agent.File{Path: conf.Fabric}, nil, log, version).Run(ctx, notify)
+}
+
+// notify tells systemd (sd_notify(3)); without it there is nobody to tell.
+func notify(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	_, _ = c.Write([]byte(state)) // systemd's own timeout notices a lost word
+	_ = c.Close()
+}
