@@ -116,7 +116,7 @@ func (t *tracer) leaves(from, to netip.Addr, toNode string) error {
 		t.hop("link %s: delivered to the pod", r.Dev)
 		return nil
 	}
-	t.hop("link %s: leaves this node, as it is, for %s", r.Dev, orElse(r.Via(), to.String()))
+	t.hop("link %s: leaves this node without a tunnel for %s", r.Dev, orElse(r.Via(), to.String()))
 	if toNode != "" {
 		t.hop("node %s: its own route for %s decides", toNode, to)
 	}

@@ -111,7 +111,21 @@ func newLab(t *testing.T, pool string, v4, v6 bool, n int, far bool) *lab {
 	for _, nd := range l.nodes {
 		nd.awaitCNI()
 	}
+	l.warm()
 	return l
+}
+
+// warm waits until the underlay itself works: for a second or two after a link came up IPv6 answers no solicitation.
+func (l *lab) warm() {
+	l.t.Helper()
+	for _, from := range l.nodes {
+		for _, a := range append(l.nodes[0].addrs(), l.nodes[len(l.nodes)-1].addrs()...) {
+			netlab.Until(l.t, 10*time.Second, from.name+" reaches "+a, func() bool { return reaches(from.NS, a, 100) == nil })
+		}
+		if l.v6 {
+			netlab.Until(l.t, 10*time.Second, from.name+" reaches the outside", func() bool { return reaches(from.NS, outside6, 100) == nil })
+		}
+	}
 }
 
 func (n *node) plugAddresses(net4, net6 string) {

@@ -118,7 +118,7 @@ func TestTraceAndStatus(t *testing.T) {
 	}{
 		{p3.v4, []string{"pod of n3", "10.244.3.0/24 via 10.244.3.0 dev berth.vx4", "VTEP 198.51.100.3", "via 192.0.2.254 dev eth0"}},
 		{p2.v4, []string{"10.244.2.0/24 via 192.0.2.2 dev eth0 proto 184", "node n2"}},
-		{outside4, []string{"outside", "default via 192.0.2.254", "the source becomes this node's address"}},
+		{outside4, []string{"outside", "0.0.0.0/0 via 192.0.2.254", "the source becomes this node's address"}},
 		{"10.244.1.77", []string{"unreachable"}},
 	} {
 		out, err := n1.try("trace", p1.v4, c.to)

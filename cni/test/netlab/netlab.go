@@ -51,6 +51,7 @@ func New(t testing.TB) *NS {
 		}
 	})
 	n.Run("ip link set lo up")
+	n.Sysctl("ipv6/conf/default/accept_dad", "0") // a second for each address
 	return n
 }
 
