@@ -8,7 +8,9 @@ import (
 	"runtime/debug"
 
 	"github.com/berth-project/berth/cni/internal/agent"
-	"github.com/berth-project/berth/cni/internal/netdconf")
+	"github.com/berth-project/berth/cni/internal/kube"
+	"github.com/berth-project/berth/cni/internal/netdconf"
+)
 
 // collect is the garbage collector's target in percent: the agent is nearly always idle, and its memory is every node's.
 const collect = 40
@@ -29,7 +31,13 @@ func serve(ctx context.Context, file string) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	return agent.New(conf, agent.File{Path: conf.Fabric}, nil, log, version).Run(ctx, notify)
+	var source agent.Source = agent.File{Path: conf.Fabric}
+	if conf.Kubernetes.Enabled {
+		if source, err = kube.New(conf.Kubernetes, conf.Node, log); err != nil {
+			return err
+		}
+	}
+	return agent.New(conf, source, nil, log, version).Run(ctx, notify)
 }
 
 // notify tells systemd (sd_notify(3)); without it there is nobody to tell.

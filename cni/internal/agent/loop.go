@@ -169,7 +169,6 @@ func (a *Agent) announce(notify func(string)) {
 	}
 }
 
-
 // restore takes the snapshot of the last good fabric, so that a node that starts without its source keeps, or gets back,
 // what it had.
 func (a *Agent) restore() (why string) {

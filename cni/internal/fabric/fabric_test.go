@@ -104,3 +104,30 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestSalvage: nodes that are wrong are taken out, and no others.
+func TestSalvage(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	node := func(name, addr, block string) fabric.Node {
+		return fabric.Node{Name: name, Addresses: []netip.Addr{netip.MustParseAddr(addr)}, PodCIDRs: []netip.Prefix{prefix(block)}}
+	}
+	twin := node("twin", "192.0.2.8", "10.0.8.0/24")
+	twin.VTEPMAC = node("a", "192.0.2.1", "10.0.1.0/24").MAC(false)
+	f := &fabric.Fabric{
+		Pools: []fabric.Pool{{Name: "p", CIDRs: []netip.Prefix{prefix("10.0.0.0/8")}}},
+		Nodes: []fabric.Node{
+			node("b", "192.0.2.2", "10.0.2.0/24"), node("a", "192.0.2.1", "10.0.1.0/24"),
+			node("same-address", "192.0.2.1", "10.0.3.0/24"), node("overlaps", "192.0.2.4", "10.0.0.0/22"),
+			node("loop", "127.0.0.1", "10.0.5.0/24"), node("foreign", "192.0.2.6", "172.16.0.0/24"), twin,
+		},
+	}
+	remarks := f.Salvage()
+	if len(f.Nodes) != 2 || len(remarks) != 5 || f.Validate() != nil {
+		t.Errorf("%d nodes stay, %q, %v", len(f.Nodes), remarks, f.Validate())
+	}
+	for i, want := range []string{"foreign: ", "loop: ", "overlaps: block 10.0.0.0/22", "same-address: address 192.0.2.1", "twin: VTEP MAC"} {
+		if len(remarks) > i && !strings.Contains(remarks[i], want) {
+			t.Errorf("%q, want %q", remarks[i], want)
+		}
+	}
+}

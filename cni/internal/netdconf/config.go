@@ -4,6 +4,7 @@ package netdconf
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,6 +44,8 @@ type Kubernetes struct {
 	Flannel bool `yaml:"flannel"`
 	// FlannelNetwork is flannel's "Network", the pool of nodes that have no NetworkPool object.
 	FlannelNetwork []string `yaml:"flannelNetwork"`
+	// FlannelBackend is flannel's "Backend.Type": vxlan or host-gw.
+	FlannelBackend string `yaml:"flannelBackend"`
 }
 
 // CNI is what is written for the container runtime.
@@ -69,8 +72,9 @@ type BGP struct {
 func Default() Config {
 	return Config{
 		Fabric: "/etc/berth/fabric.yaml", State: "/run/berth/netd", Root: "/var/lib/berth/netd", LogLevel: "info",
-		CNI: CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet"},
-		BGP: BGP{Program: "/usr/local/bin/berth-bgp"},
+		Kubernetes: Kubernetes{FlannelBackend: "vxlan"},
+		CNI:        CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet"},
+		BGP:        BGP{Program: "/usr/local/bin/berth-bgp"},
 	}
 }
 
@@ -124,6 +128,14 @@ func (c Config) Validate() error {
 	if c.CNI.Dir != "" && (c.CNI.File == "" || filepath.Base(c.CNI.File) != c.CNI.File || c.CNI.Network == "") {
 		bad("cni", "file %q must be a file's name and network %q a network's", c.CNI.File, c.CNI.Network)
 	}
+	if b := c.Kubernetes.FlannelBackend; b != "vxlan" && b != "host-gw" {
+		bad("kubernetes.flannelBackend", "%q, want vxlan or host-gw", b)
+	}
+	for i, n := range c.Kubernetes.FlannelNetwork {
+		if _, err := netip.ParsePrefix(n); err != nil {
+			bad(fmt.Sprintf("kubernetes.flannelNetwork[%d]", i), "%v", err)
+		}
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		bad("logLevel", "%q, want debug, info, warn or error", c.LogLevel)
 	}
@@ -160,6 +172,7 @@ func comments() map[string]string {
 		"kubernetes.kubeconfig":     "Empty: the pod's service account.",
 		"kubernetes.flannel":        "Read and write flannel's annotations and take over its devices.",
 		"kubernetes.flannelNetwork": "Flannel's networks, where no NetworkPool object says others.",
+		"kubernetes.flannelBackend": "Flannel's backend: vxlan or host-gw.",
 		"state":                     "What need not survive a reboot: socket, lock.",
 		"root":                      "What must: the last good fabric.",
 		"cni":                       "The configuration that is written for the runtime once pods can be served.",

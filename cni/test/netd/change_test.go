@@ -72,7 +72,9 @@ func TestChanges(t *testing.T) {
 				n.port.MTU(1400)
 			}
 			small := p1.mtu - 100
-			within(t, "the MTU shrank", func() bool { return n1.conf(fmt.Sprintf(`"mtu": %d`, small)) && n3.conf(fmt.Sprintf(`"mtu": %d`, small)) })
+			within(t, "the MTU shrank", func() bool {
+				return n1.conf(fmt.Sprintf(`"mtu": %d`, small)) && n3.conf(fmt.Sprintf(`"mtu": %d`, small))
+			})
 			within(t, "packets of the smaller size pass", both(p3, small))
 			if got := n1.pod("").mtu; got != small {
 				t.Errorf("a new pod has MTU %d, want %d", got, small)
