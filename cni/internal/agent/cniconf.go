@@ -39,7 +39,8 @@ type plugin struct {
 }
 
 type podRange struct {
-	Subnet netip.Prefix `json:"subnet"`
+	Subnet  netip.Prefix `json:"subnet"`
+	Exclude []netip.Addr `json:"exclude,omitempty"`
 }
 
 // compileCNI is the runtime's configuration on this node; ok is false while pods could not be served: the node has no
@@ -56,7 +57,13 @@ func compileCNI(c netdconf.CNI, f *fabric.Fabric, self string, plan *overlay.Pla
 		},
 	}
 	for _, block := range n.PodCIDRs {
-		p.Ranges = append(p.Ranges, podRange{block})
+		r := podRange{Subnet: block}
+		for _, a := range plan.Taken {
+			if block.Contains(a) {
+				r.Exclude = append(r.Exclude, a)
+			}
+		}
+		p.Ranges = append(p.Ranges, r)
 		if pool, ok := f.PoolOf(block); ok && pool.NoMasquerade {
 			p.IPMasq = false
 		}

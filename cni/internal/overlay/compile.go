@@ -95,6 +95,13 @@ func (c *compiler) own(b netip.Prefix) {
 	if !ok || pool.EffectiveMode() == fabric.None {
 		return
 	}
+	for _, l := range c.in.Links {
+		for _, p := range l.Prefixes {
+			if b.Contains(p.Addr()) {
+				c.plan.Taken = append(c.plan.Taken, p.Addr())
+			}
+		}
+	}
 	c.plan.Routes = append(c.plan.Routes, Route{Dst: b, Metric: MetricLastResort, Why: "own block of pool " + pool.Name})
 	v6 := b.Addr().Is6()
 	if pool.EffectiveMode() == fabric.VXLAN {
@@ -312,6 +319,7 @@ func (c *compiler) order() {
 		return cmp.Or(a.Metric-b.Metric, fabric.ComparePrefix(a.Dst, b.Dst))
 	})
 	slices.SortFunc(p.VTEPs, netip.Addr.Compare)
+	slices.SortFunc(p.Taken, netip.Addr.Compare)
 	for i := range p.Devices {
 		slices.SortFunc(p.Devices[i].Addrs, netip.Addr.Compare)
 	}

@@ -87,6 +87,7 @@ nodes:
 				{Prefix: netip.MustParsePrefix("10.244.9.0/24"), NextHops: []netip.Addr{netip.MustParseAddr("203.0.113.9")}},
 			},
 		},
+		"bridge": {text: pool("mode: vxlan") + v4nodes, links: []overlay.Link{eth, link("cni0", 5, 1450, true, "10.244.1.1/24")}},
 		"none": {text: pool("mode: none") + v4nodes, links: []overlay.Link{eth}},
 		"v6-only": {
 			text: pool("mode: vxlan") + `

@@ -62,6 +62,9 @@ type Plan struct {
 	VTEPs []netip.Addr
 	// PodMTU is that of pods' interfaces, the smallest of all ways out of this node; 0: not known.
 	PodMTU int
+	// Taken are addresses of this node's blocks that its links have, as the bridge of an earlier plugin: no pod may get
+	// one.
+	Taken []netip.Addr
 	// Peers says for each other node how it is reached, in the order of the fabric.
 	Peers []Peer
 	// Problems are what of the fabric cannot be had on this node now, each with its reason.
@@ -144,6 +147,9 @@ func (p *Plan) String() string {
 	}
 	for _, v := range p.VTEPs {
 		line("vtep %s", v)
+	}
+	for _, a := range p.Taken {
+		line("taken %s", a)
 	}
 	if p.PodMTU > 0 {
 		line("pods mtu %d", p.PodMTU)
