@@ -135,3 +135,8 @@ func (n *Node) BerthPod() (*Pod, error) {
 	}
 	return n.attach(filepath.Join(n.cluster.lab.Bin, "plugins", "berth"), string(text))
 }
+
+// Status is what the node's berth-netd says of itself.
+func (n *Node) Status() (string, error) {
+	return n.Try(filepath.Join(n.cluster.lab.Bin, "berth-netd") + " --config " + n.file("netd.yaml") + " status")
+}

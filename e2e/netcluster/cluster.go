@@ -2,6 +2,7 @@ package netcluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-project/berth/e2e/harness"
 )
@@ -103,13 +105,14 @@ func (c *Cluster) addNode(ctx context.Context, i int) error {
 
 // Create makes a Node object with its status.
 func (c *Cluster) Create(ctx context.Context, o *corev1.Node) error {
-	status := o.Status
-	made, err := c.Client.CoreV1().Nodes().Create(ctx, o, metav1.CreateOptions{})
+	if _, err := c.Client.CoreV1().Nodes().Create(ctx, o, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	patch, err := json.Marshal(map[string]any{"status": o.Status})
 	if err != nil {
 		return err
 	}
-	made.Status = status
-	_, err = c.Client.CoreV1().Nodes().UpdateStatus(ctx, made, metav1.UpdateOptions{})
+	_, err = c.Client.CoreV1().Nodes().Patch(ctx, o.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err
 }
 
@@ -139,15 +142,23 @@ func (c *Cluster) forward(n *Node) error {
 	return nil
 }
 
+// Cut takes the API server out of the nodes' reach: new connections are refused.
+func (c *Cluster) Cut() error {
+	var all []error
+	for _, l := range c.listeners {
+		all = append(all, l.Close())
+	}
+	c.listeners = nil
+	return errors.Join(all...)
+}
+
 // Close ends agents and control plane.
 func (c *Cluster) Close() error {
 	var all []error
 	for _, n := range c.Nodes {
 		all = append(all, n.StopAgent())
 	}
-	for _, l := range c.listeners {
-		all = append(all, l.Close())
-	}
+	all = append(all, c.Cut())
 	c.wg.Wait()
 	if c.Cluster != nil {
 		all = append(all, c.Stop())

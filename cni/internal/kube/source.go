@@ -26,10 +26,12 @@ import (
 	"github.com/berth-project/berth/cni/internal/overlay"
 )
 
-// Times: how long changes are gathered before the model is made anew, and when a refused publication is tried again.
+// Times: how long changes are gathered before the model is made anew, when a refused publication is tried again, and how
+// long a first list may take.
 const (
 	gather       = 20 * time.Millisecond
 	publishAgain = 2 * time.Second
+	firstList    = 5 * time.Second
 )
 
 // Source is a cluster. Use [New].
@@ -112,14 +114,9 @@ func (s *Source) readNode(obj any) (fabric.Node, error) {
 func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	watch := func(c rest.Interface, resource string, example runtime.Object, to cache.ReflectorStore) {
-		lw := cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything())
-		r := cache.NewReflectorWithOptions(lw, example, to, cache.ReflectorOptions{Name: resource})
-		wg.Go(func() { r.RunWithContext(ctx) })
-	}
-	watch(s.core, "nodes", &corev1.Node{}, s.nodes)
+	wg.Go(func() { watch(ctx, s.core, "nodes", &corev1.Node{}, s.nodes) })
 	if len(s.conf.FlannelNetwork) == 0 {
-		watch(s.net, "networkpools", &NetworkPool{}, s.pools)
+		wg.Go(func() { watch(ctx, s.net, "networkpools", &NetworkPool{}, s.pools) })
 	}
 	again := time.NewTimer(publishAgain)
 	defer again.Stop()
@@ -144,6 +141,29 @@ func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
 			s.log.Warn("the node's annotations are not written", "error", err)
 			again.Reset(publishAgain)
 		}
+	}
+}
+
+// listing is a store that knows whether its first list has come.
+type listing interface {
+	cache.ReflectorStore
+	wasListed() bool
+}
+
+// watch keeps a store up to date until ctx ends. A first list that does not come is asked for again: a server whose
+// definition of the resource is being made may take a watch and never answer it.
+func watch(ctx context.Context, c rest.Interface, resource string, example runtime.Object, to listing) {
+	for ctx.Err() == nil {
+		attempt, cancel := context.WithCancel(ctx)
+		late := time.AfterFunc(firstList, func() {
+			if !to.wasListed() {
+				cancel()
+			}
+		})
+		lw := cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything())
+		cache.NewReflectorWithOptions(lw, example, to, cache.ReflectorOptions{Name: resource}).RunWithContext(attempt)
+		late.Stop()
+		cancel()
 	}
 }
 

@@ -16,11 +16,10 @@ type store[T any] struct {
 	read    func(obj any) (T, error)
 	changed chan<- struct{}
 
-	mu      sync.Mutex
-	good    map[string]T
-	bad     map[string]string
-	listed  bool // the first list has come
-	version string
+	mu     sync.Mutex
+	good   map[string]T
+	bad    map[string]string
+	listed bool // the first list has come
 }
 
 func newStore[T any](kind string, changed chan<- struct{}, read func(any) (T, error)) *store[T] {
@@ -77,7 +76,7 @@ func (s *store[T]) Delete(obj any) error {
 }
 
 // Replace implements cache.ReflectorStore: a list has come.
-func (s *store[T]) Replace(list []any, version string) error {
+func (s *store[T]) Replace(list []any, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	there := map[string]bool{}
@@ -93,7 +92,7 @@ func (s *store[T]) Replace(list []any, version string) error {
 	}
 	maps.DeleteFunc(s.good, func(name string, _ T) bool { return !there[name] })
 	maps.DeleteFunc(s.bad, func(name string, _ string) bool { return !there[name] })
-	s.listed, s.version = true, version
+	s.listed = true
 	s.tell()
 	return nil
 }
@@ -112,4 +111,10 @@ func (s *store[T]) all() (out []T, remarks []string, ok bool) {
 		remarks = append(remarks, s.bad[name])
 	}
 	return out, remarks, s.listed
+}
+
+func (s *store[T]) wasListed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.listed
 }
