@@ -14,7 +14,7 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 GPU      := deviceplugin/cmd/berth-gpu
-PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
+PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni cni/cmd/berth-netd csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
 PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
@@ -118,6 +118,16 @@ bench-cni: setup build tools ## berth-cni against the upstream plugins, interlea
 	@mkdir -p $(OUT)/bench
 	CGO_ENABLED=0 $(GO) build -o $(OUT)/bench/fill ./cni/test/fill
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_FILL=$(OUT)/bench/fill $(GO) run ./cmd/bench-cni
+
+.PHONY: conformance-net
+conformance-net: setup build tools ## berth-netd on nodes that are namespaces: every mode, a cluster's life, 200 kills; a real API server; the move from flannel
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 20m -v ./cni/test/netd ./cni/internal/datapath
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -count=1 -timeout 10m -v ./netd
+
+.PHONY: bench-net
+bench-net: setup build tools ## berth-netd against flannel, interleaved; writes out/bench/net.json
+	@mkdir -p $(OUT)/bench
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-net
 
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 125 times and a shim 75 times under load, and both at every failpoint

@@ -67,8 +67,8 @@ func (n *Node) StartFlannel(backend string) error {
 		"--kubeconfig-file", kc, "--net-config-path", n.file("net-conf.json"), "--subnet-file", n.file("subnet.env"), "--iface", "eth0", "--ip-masq=false")
 }
 
-// routes is an error until the main table has so many routes to blocks.
-func (n *Node) routes(want int) error {
+// Routes is an error until the main table has so many routes to blocks.
+func (n *Node) Routes(want int) error {
 	out, err := n.Try("ip route show")
 	if err != nil {
 		return err

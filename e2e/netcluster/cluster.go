@@ -22,8 +22,8 @@ import (
 // api is where the control plane listens, in its own namespace and, forwarded, in every node's.
 const api = "127.0.0.1:6443"
 
-// Pods is the cluster's pod network; node i has Pods' i-th /24.
-const Pods = "10.244.0.0/16"
+// Pods is the pod network; node i has its i-th /24.
+const Pods = "10.244.0.0/14"
 
 // Cluster is a control plane and nodes.
 type Cluster struct {

@@ -15,6 +15,7 @@ const (
 	osExec   = "os/exec"
 	criAPI   = "k8s.io/cri-api"
 	cdiSpecs = "tags.cncf.io/container-device-interface/specs-go"
+	yaml     = "go.yaml.in/yaml/v3"
 	specsGo  = "github.com/opencontainers/runtime-spec"
 )
 
@@ -48,6 +49,26 @@ func rules() []rule {
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
 		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
+
+		// berth-netd, from the leaves up; fabric and overlay are pure
+		{path: "cni/internal/strictyaml", own: []string{"internal/nearest"}, foreign: []string{yaml}, ban: []string{osPkg, osExec, http}},
+		{path: "cni/internal/fabric", own: []string{"internal/nearest", "cni/internal/strictyaml"}, ban: []string{osPkg, osExec, http}},
+		{path: "cni/internal/overlay", own: []string{"cni/internal/fabric"}, ban: []string{osPkg, osExec, http}},
+		{
+			path: "cni/internal/datapath",
+			own:  []string{"internal/failpoint", "cni/internal/fabric", "cni/internal/overlay", "cni/internal/rtnl", "cni/internal/nft", "cni/internal/nlwire"}, foreign: []string{sys}, ban: []string{osExec, http},
+		},
+		{path: "cni/internal/netdconf", own: []string{"cni/internal/strictyaml"}, foreign: []string{yaml}, ban: []string{osExec, http}},
+		{
+			path: "cni/internal/agent",
+			own:  append(leaves, "cni/internal/fabric", "cni/internal/overlay", "cni/internal/datapath", "cni/internal/netdconf"), foreign: []string{yaml, "github.com/fsnotify/fsnotify"}, ban: []string{osExec, k8s},
+		},
+		{
+			path: "cni/internal/kube", own: append(leaves, "cni/internal/agent", "cni/internal/fabric", "cni/internal/overlay", "cni/internal/netdconf"),
+			foreign: []string{k8s}, ban: []string{osPkg, osExec, k8s + "/client-go/kubernetes", k8s + "/client-go/informers"},
+		},
+		{path: "cni/cmd/berth-netd", own: append(leaves, "cni/internal/agent", "cni/internal/fabric", "cni/internal/netdconf", "cni/internal/kube"), ban: []string{osExec, http}},
+		{path: "cni/test/netlab", foreign: []string{sys}, ban: []string{http}}, // what tests start
 
 		// deviceplugin, from the leaves up; inventory, alloc, policy and health are pure
 		{path: "deviceplugin/internal/inventory", ban: []string{osPkg, osExec, http, grpc}},

@@ -23,6 +23,7 @@ func programs() map[string][]string {
 		"cri/cmd/berth-cri":              {},
 		"shim/cmd/berth-shim":            slices.DeleteFunc(slices.Clone(small), func(s string) bool { return s == "github.com/" }),
 		"cni/cmd/berth-cni":              small,
+		"cni/cmd/berth-netd":             {grpc, k8s + "/client-go/kubernetes", k8s + "/client-go/informers"},
 		"deviceplugin/cmd/berth-gpu":     {k8s + "/client-go", k8s + "/api", k8s + "/apimachinery"},
 		"deviceplugin/cmd/berth-gpu-dra": {"github.com/NVIDIA/"},
 		"csi/cmd/berth-csi":              {},
