@@ -96,8 +96,8 @@ type live struct {
 
 // counts are for the metrics.
 type counts struct {
-	applies, failures, changes, refusals, repairs, overruns uint64
-	lastSeconds                                             float64
+	applies, failures, changes, refusals, overruns uint64
+	lastSeconds                                    float64
 }
 
 // Change is one thing that was done, and why.

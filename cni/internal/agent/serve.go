@@ -65,7 +65,9 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	}
 	err := s.Close()
-	<-done
+	if served := <-done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
 	return err
 }
 

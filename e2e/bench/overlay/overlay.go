@@ -45,7 +45,7 @@ type side struct {
 	start            func(n *netcluster.Node, backend string) error
 	a, b             *netcluster.Node
 	rate, cpu, delay report.Series
-	pss, took, join  report.Series
+	took, join       report.Series
 }
 
 type run struct {
