@@ -65,6 +65,8 @@ func TestValidate(t *testing.T) {
 		{"peers[0].bfd.multiplier:", func(c *Config) { c.Peers[0].BFD = &BFD{Receive: time.Second, Transmit: time.Second} }},
 		{"peers[0].import[0].action:", func(c *Config) { c.Peers[0].Import = []Rule{{}} }},
 		{"peers[0].export[0].set:", func(c *Config) { c.Peers[0].Export = []Rule{{Action: Reject, Set: Attributes{Prepend: 1}}} }},
+		{"peers[0].families: IPv6 needs", func(c *Config) { c.Peers[0].Families = []Family{IPv4, IPv6} }},
+		{"peers[0].export[0].set.prepend: is for external", func(c *Config) { c.Peers[0].Export = []Rule{{Action: Accept, Set: Attributes{Prepend: 1}}} }},
 		{"peers[0].export[0].set.prepend:", func(c *Config) { c.Peers[0].Export = []Rule{{Action: Accept, Set: Attributes{Prepend: 11}}} }},
 		{"peers[0].import[0].prefixes[0]: lengths 33", func(c *Config) {
 			c.Peers[0].Import = []Rule{{Action: Accept, Prefixes: []PrefixRange{{Prefix: pfx("10.0.0.0/8"), Min: 33, Max: 33}}}}

@@ -8,6 +8,7 @@ package bgp
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -100,4 +101,10 @@ func (c Config) Peer(a netip.Addr) (Peer, bool) {
 		}
 	}
 	return Peer{}, false
+}
+
+// NeedsNewSpeaker says whether going from old to c is more than a running speaker can do: another AS or identifier,
+// or other listeners. Everything else is a difference that leaves unchanged sessions up.
+func (c Config) NeedsNewSpeaker(old Config) bool {
+	return c.ASN != old.ASN || c.RouterID != old.RouterID || c.ListenPort() != old.ListenPort() || !slices.Equal(c.Listen, old.Listen)
 }

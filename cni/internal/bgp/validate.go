@@ -12,8 +12,10 @@ const (
 	MaxPeers         = 2000
 	MaxAnnouncements = 20_000
 	MaxRules         = 200
-	maxPathsLimit    = 64
+	MaxPathsLimit    = 64
 	maxPassword      = 80 // TCP_MD5SIG_MAXKEYLEN
+	// MaxPrepend bounds Attributes.Prepend: longer paths are cut off by operators.
+	MaxPrepend = 10
 )
 
 // Validate says everything that is wrong with c, each error with the field's path. The zero Config is valid.
@@ -28,7 +30,7 @@ func (c Config) Validate() error {
 	f.add("asn", asn(c.ASN))
 	f.ensure(c.RouterID.Is4() && !c.RouterID.IsUnspecified(), "routerID", "%v is not four bytes, not all zero", c.RouterID)
 	f.ensure(!c.ClusterID.IsValid() || c.ClusterID.Is4() && !c.ClusterID.IsUnspecified(), "clusterID", "%v is not four bytes, not all zero", c.ClusterID)
-	f.ensure(c.MaxPaths >= 0 && c.MaxPaths <= maxPathsLimit, "maxPaths", "%d is not 0–%d", c.MaxPaths, maxPathsLimit)
+	f.ensure(c.MaxPaths >= 0 && c.MaxPaths <= MaxPathsLimit, "maxPaths", "%d is not 0–%d", c.MaxPaths, MaxPathsLimit)
 	f.seconds("restart.time", c.Restart.Time, 0, 4095*time.Second)
 	f.seconds("restart.deferral", c.Restart.Deferral, 0, 30*time.Second)
 	f.seconds("restart.longLived", c.Restart.LongLived, 0, 16777215*time.Second)
@@ -85,17 +87,21 @@ func (p Peer) validate(c Config, f *faults, where string) {
 	f.seconds(where+".keepalive", p.Keepalive, 0, p.HoldTime()/2)
 	f.seconds(where+".connectRetry", p.ConnectRetry, 0, 65535*time.Second)
 	f.ensure(len(p.Families) <= 2, where+".families", "%d, there are two", len(p.Families))
-	v4 := false
+	v4, v6 := false, false
 	for i, fam := range p.Families {
 		f.ensure(fam == IPv4 || fam == IPv6, at(where+".families", i), "%q is neither %q nor %q", fam, IPv4, IPv6)
 		f.ensure(i == 0 || p.Families[0] != fam, at(where+".families", i), "%q stands twice", fam)
-		v4 = v4 || fam == IPv4
+		v4, v6 = v4 || fam == IPv4, v6 || fam == IPv6
 	}
 	f.ensure(!p.ExtendedNextHop || p.Address.Is6() && v4, where+".extendedNextHop", "needs a session over IPv6 that carries IPv4 (RFC 8950)")
 	f.ensure(p.ExtendedNextHop || !v4 || p.Address.Is4(), where+".families", "IPv4 over an IPv6 session needs extendedNextHop")
+	f.ensure(!v6 || p.Address.Is6(), where+".families", "IPv6 needs a session over IPv6")
 	p.BFD.validate(f, where+".bfd")
 	rules(f, where+".import", p.Import)
 	rules(f, where+".export", p.Export)
+	for i, r := range p.Export {
+		f.ensure(!internal || r.Set.Prepend == 0, at(where+".export", i)+".set.prepend", "is for external peers: to internal ones it is a loop")
+	}
 }
 
 func (b *BFD) validate(f *faults, where string) {
@@ -131,7 +137,7 @@ func (a Attributes) zero() bool {
 }
 
 func (a Attributes) validate(f *faults, where string) {
-	f.ensure(a.Prepend <= 10, where+".prepend", "%d is more than 10", a.Prepend)
+	f.ensure(a.Prepend <= MaxPrepend, where+".prepend", "%d is more than %d", a.Prepend, MaxPrepend)
 	f.ensure(len(a.Communities)+len(a.LargeCommunities) <= 64, where+".communities", "more than 64")
 }
 

@@ -1,0 +1,260 @@
+package bgpd
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	packet "github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v4/pkg/server"
+
+	"github.com/berth-project/berth/cni/internal/bgp"
+	"github.com/berth-project/berth/cni/internal/bgp/channel"
+)
+
+// watcher collects what the library says has changed until someone asks. Nothing queues up: a prefix that changes a
+// thousand times before it is asked for is one prefix.
+type watcher struct {
+	wake chan struct{} // holds one
+
+	mu     sync.Mutex
+	dirty  map[netip.Prefix]bool
+	peers  map[netip.Addr]*peerState
+	synced map[netip.Addr]bool // not reported yet
+	states bool                // some session's state changed
+}
+
+// peerState is what only events tell of a session.
+type peerState struct {
+	established bool
+	since       time.Time
+	flaps       uint64
+	lastError   string
+	eor         map[packet.Family]bool // End-of-RIB came
+	expected    int                    // how many are to come; 0: the peer cannot say it
+	done        bool                   // synced was said in this session
+}
+
+func newWatcher() *watcher {
+	return &watcher{
+		wake: make(chan struct{}, 1), dirty: map[netip.Prefix]bool{},
+		peers: map[netip.Addr]*peerState{}, synced: map[netip.Addr]bool{},
+	}
+}
+
+// watch subscribes until ctx ends.
+func (w *watcher) watch(ctx context.Context, s *server.BgpServer) error {
+	return s.WatchEvent(ctx, server.WatchEventMessageCallbacks{
+		OnBestPath:   w.onPaths,
+		OnPathEor:    w.onEOR,
+		OnPeerUpdate: w.onPeer,
+	}, server.WatchBestPath(true), server.WatchEor(true), server.WatchPeer())
+}
+
+func (w *watcher) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watcher) onPaths(paths []*apiutil.Path, _ time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range paths {
+		if p == nil {
+			continue
+		}
+		if n, ok := p.Nlri.(*packet.IPAddrPrefix); ok {
+			w.dirty[n.Prefix] = true
+		}
+	}
+	w.poke()
+}
+
+func (w *watcher) peer(a netip.Addr) *peerState {
+	p := w.peers[a]
+	if p == nil {
+		p = &peerState{eor: map[packet.Family]bool{}}
+		w.peers[a] = p
+	}
+	return p
+}
+
+func (w *watcher) onEOR(path *apiutil.Path, _ time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.peer(path.PeerAddress)
+	p.eor[path.Family] = true
+	w.checkSynced(path.PeerAddress, p)
+}
+
+func (w *watcher) checkSynced(a netip.Addr, p *peerState) {
+	if p.established && !p.done && p.expected > 0 && len(p.eor) >= p.expected {
+		p.done = true
+		w.synced[a] = true
+		w.poke()
+	}
+}
+
+func (w *watcher) onPeer(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
+	if e.Type == apiutil.PEER_EVENT_END_OF_INIT {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	st := e.Peer.State
+	p := w.peer(st.NeighborAddress)
+	up := st.SessionState == packet.BGP_FSM_ESTABLISHED
+	switch {
+	case up && !p.established:
+		p.established, p.since, p.done = true, at, false
+		p.expected = endsOfRIB(st.RemoteCap)
+		clear(p.eor)
+	case !up && p.established:
+		p.established, p.since = false, at
+		p.flaps++
+	}
+	if !up && st.DisconnectMessage != "" {
+		p.lastError = st.DisconnectMessage
+	}
+	w.states = true
+	w.poke()
+}
+
+// endsOfRIB is how many families the peer will end with End-of-RIB, by its OPEN: those of its graceful restart
+// capability, or all that it speaks if the capability names none (RFC 4724 §3); 0 without the capability.
+func endsOfRIB(caps []packet.ParameterCapabilityInterface) int {
+	families, says := 0, false
+	for _, c := range caps {
+		switch c.(type) {
+		case *packet.CapGracefulRestart:
+			says = true
+		case *packet.CapMultiProtocol:
+			families++
+		}
+	}
+	if !says {
+		return 0
+	}
+	return max(1, families)
+}
+
+// quiet is after how long of an established session a peer that cannot say End-of-RIB counts as synced.
+const quiet = 3 * time.Second
+
+// age notes peers that have been up for long enough.
+func (w *watcher) age(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for a, p := range w.peers {
+		if p.established && !p.done && p.expected == 0 && now.Sub(p.since) >= quiet {
+			p.done = true
+			w.synced[a] = true
+			w.poke()
+		}
+	}
+}
+
+// take is up to a batch of dirty prefixes and, if none is left after them, the peers that are synced.
+func (w *watcher) take() (dirty []netip.Prefix, synced []netip.Addr, states bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for p := range w.dirty {
+		if len(dirty) == channel.MaxBatch/4 {
+			w.poke()
+			return dirty, nil, false
+		}
+		dirty = append(dirty, p)
+		delete(w.dirty, p)
+	}
+	for a := range w.synced {
+		synced = append(synced, a)
+	}
+	clear(w.synced)
+	states, w.states = w.states, false
+	return dirty, synced, states
+}
+
+// routes looks prefixes up in the library's table.
+func routes(s *server.BgpServer, prefixes []netip.Prefix, maxPaths int) (*channel.Routes, error) {
+	out := &channel.Routes{}
+	look := map[packet.Family][]*apiutil.LookupPrefix{}
+	left := map[netip.Prefix]bool{}
+	for _, p := range prefixes {
+		fam := packet.RF_IPv4_UC
+		if p.Addr().Is6() {
+			fam = packet.RF_IPv6_UC
+		}
+		look[fam] = append(look[fam], &apiutil.LookupPrefix{Prefix: p.String()})
+		left[p] = true
+	}
+	for fam, list := range look {
+		req := apiutil.ListPathRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: fam, Prefixes: list}
+		err := s.ListPath(req, func(n packet.NLRI, paths []*apiutil.Path) {
+			x, ok := n.(*packet.IPAddrPrefix)
+			if !ok {
+				return
+			}
+			if r := (bgp.Route{Prefix: x.Prefix, Paths: best(paths, maxPaths)}); len(r.Paths) > 0 {
+				out.Changed = append(out.Changed, r)
+				delete(left, x.Prefix)
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("look up %d prefixes: %w", len(list), err)
+		}
+	}
+	for p := range left {
+		out.Withdrawn = append(out.Withdrawn, p)
+	}
+	return out, nil
+}
+
+// best are the paths that share the first place; none if that is our own announcement.
+func best(paths []*apiutil.Path, limit int) (out []bgp.Path) {
+	for _, p := range paths {
+		if p == nil || !p.Best || p.IsNexthopInvalid {
+			continue
+		}
+		if !p.PeerAddress.IsValid() {
+			return nil
+		}
+		nh := nextHop(p)
+		if !nh.IsValid() || slices.ContainsFunc(out, func(q bgp.Path) bool { return q.NextHop == nh }) {
+			continue
+		}
+		kind := bgp.Internal
+		if p.IsFromExternal {
+			kind = bgp.External
+		}
+		out = append(out, bgp.Path{NextHop: nh, Peer: p.PeerAddress, Kind: kind, Stale: p.Stale})
+	}
+	slices.SortFunc(out, func(a, b bgp.Path) int { return a.NextHop.Compare(b.NextHop) })
+	return out[:min(len(out), limit)]
+}
+
+// nextHop prefers a link-local one, which is always on the link of the session, to a global one (RFC 2545 §3).
+func nextHop(p *apiutil.Path) netip.Addr {
+	for _, a := range p.Attrs {
+		switch a := a.(type) {
+		case *packet.PathAttributeNextHop:
+			return a.Value
+		case *packet.PathAttributeMpReachNLRI:
+			nh := a.Nexthop
+			if zone := p.PeerAddress.Zone(); zone != "" && a.LinkLocalNexthop.IsValid() {
+				nh = a.LinkLocalNexthop
+			}
+			if nh.IsLinkLocalUnicast() && nh.Is6() {
+				nh = nh.WithZone(p.PeerAddress.Zone())
+			}
+			return nh.Unmap()
+		}
+	}
+	return netip.Addr{}
+}
