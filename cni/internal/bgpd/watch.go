@@ -120,7 +120,7 @@ func (w *watcher) onPeer(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 		p.established, p.since = false, at
 		p.flaps++
 	}
-	if !up && st.DisconnectMessage != "" {
+	if !up && st.DisconnectReason != api.PeerState_DISCONNECT_REASON_UNSPECIFIED && st.DisconnectMessage != "" {
 		p.lastError = st.DisconnectMessage
 	}
 	w.states = true
