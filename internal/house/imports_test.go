@@ -15,6 +15,7 @@ const (
 	osExec   = "os/exec"
 	criAPI   = "k8s.io/cri-api"
 	cdiSpecs = "tags.cncf.io/container-device-interface/specs-go"
+	gobgp    = "github.com/osrg/gobgp"
 	specsGo  = "github.com/opencontainers/runtime-spec"
 )
 
@@ -48,6 +49,13 @@ func rules() []rule {
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
 		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
+
+		// BGP: the library that parses what peers send is linked into the unprivileged child alone
+		{path: "cni/internal/bgp", ban: []string{osPkg, osExec, http}},
+		{path: "cni/internal/bgp/channel", own: []string{"cni/internal/bgp"}, ban: []string{osPkg, osExec, http}},
+		{path: "cni/internal/bgp/speaker", own: []string{"cni/internal/bgp"}, foreign: []string{sys}, ban: []string{http}}, // berth-bgp
+		{path: "cni/internal/bgpd", own: []string{"cni/internal/bgp"}, foreign: []string{sys, gobgp, "google.golang.org/protobuf"}, ban: []string{osExec, http, grpc}},
+		{path: "cni/cmd/berth-bgp", own: []string{"cni/internal/bgpd"}, ban: []string{osExec, http}},
 
 		// deviceplugin, from the leaves up; inventory, alloc, policy and health are pure
 		{path: "deviceplugin/internal/inventory", ban: []string{osPkg, osExec, http, grpc}},
@@ -207,6 +215,9 @@ func TestRulesBite(t *testing.T) {
 		{"shim/internal/app", "github.com/sirupsen/logrus", false},
 		{"cni/internal/podnet", http, true},
 		{"cni/internal/podnet", osExec, true},
+		{"cni/internal/bgp/speaker", gobgp + "/v4/api", false},
+		{"cni/internal/bgp", module + "cni/internal/bgpd", false},
+		{"cni/internal/bgpd", osExec, true},
 		{"deviceplugin/internal/health", osPkg, true},
 		{"deviceplugin/internal/node", grpc, false},
 		{"deviceplugin/internal/alloc", module + "deviceplugin/internal/server", false},

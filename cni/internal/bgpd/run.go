@@ -129,7 +129,7 @@ func (d *daemon) report(ctx context.Context) error {
 	}
 	dirty, synced, states := d.watcher.take()
 	if len(dirty) > 0 {
-		r, err := routes(d.speaker.server, dirty, d.speaker.now.Paths())
+		r, err := routes(d.speaker.server, dirty, d.speaker.now)
 		if err != nil {
 			return err
 		}

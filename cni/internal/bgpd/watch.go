@@ -182,7 +182,7 @@ func (w *watcher) take() (dirty []netip.Prefix, synced []netip.Addr, states bool
 }
 
 // routes looks prefixes up in the library's table.
-func routes(s *server.BgpServer, prefixes []netip.Prefix, maxPaths int) (*channel.Routes, error) {
+func routes(s *server.BgpServer, prefixes []netip.Prefix, c bgp.Config) (*channel.Routes, error) {
 	out := &channel.Routes{}
 	look := map[packet.Family][]*apiutil.LookupPrefix{}
 	left := map[netip.Prefix]bool{}
@@ -201,7 +201,7 @@ func routes(s *server.BgpServer, prefixes []netip.Prefix, maxPaths int) (*channe
 			if !ok {
 				return
 			}
-			if r := (bgp.Route{Prefix: x.Prefix, Paths: best(paths, maxPaths)}); len(r.Paths) > 0 {
+			if r := (bgp.Route{Prefix: x.Prefix, Paths: best(paths, c)}); len(r.Paths) > 0 {
 				out.Changed = append(out.Changed, r)
 				delete(left, x.Prefix)
 			}
@@ -217,7 +217,7 @@ func routes(s *server.BgpServer, prefixes []netip.Prefix, maxPaths int) (*channe
 }
 
 // best are the paths that share the first place; none if that is our own announcement.
-func best(paths []*apiutil.Path, limit int) (out []bgp.Path) {
+func best(paths []*apiutil.Path, c bgp.Config) (out []bgp.Path) {
 	for _, p := range paths {
 		if p == nil || !p.Best || p.IsNexthopInvalid {
 			continue
@@ -230,13 +230,13 @@ func best(paths []*apiutil.Path, limit int) (out []bgp.Path) {
 			continue
 		}
 		kind := bgp.Internal
-		if p.IsFromExternal {
+		if peer, ok := c.Peer(p.PeerAddress); ok && !peer.Internal(c) {
 			kind = bgp.External
 		}
 		out = append(out, bgp.Path{NextHop: nh, Peer: p.PeerAddress, Kind: kind, Stale: p.Stale})
 	}
 	slices.SortFunc(out, func(a, b bgp.Path) int { return a.NextHop.Compare(b.NextHop) })
-	return out[:min(len(out), limit)]
+	return out[:min(len(out), c.Paths())]
 }
 
 // nextHop prefers a link-local one, which is always on the link of the session, to a global one (RFC 2545 §3).

@@ -18,6 +18,8 @@ import (
 type bird struct {
 	f far
 	d *daemon
+
+	since time.Time // of the session, as last shown: BIRD derives it anew each time, and it wanders by a millisecond
 }
 
 func (b *bird) name() string          { return "BIRD" }
@@ -71,8 +73,15 @@ func (b *bird) established(a netip.Addr) (bool, string, error) {
 		}
 		out, err := b.ask("show protocols " + b.protocol(i))
 		lines := strings.Split(strings.TrimSpace(out), "\n")
-		last := lines[len(lines)-1]
-		return strings.HasSuffix(strings.TrimSpace(last), "Established"), last, err
+		last := strings.Fields(lines[len(lines)-1])
+		if err != nil || len(last) < 6 {
+			return false, "", err
+		}
+		since, err := time.Parse("15:04:05.000", last[4])
+		if since.Sub(b.since).Abs() > 20*time.Millisecond {
+			b.since = since
+		}
+		return last[5] == "Established", b.since.String(), err
 	}
 	return false, "", fmt.Errorf("%v is no neighbour", a)
 }

@@ -160,6 +160,13 @@ func (p *pair) exchanged(t *testing.T, u *us) {
 			nh, back = p.at.v6, p.us.v6
 		}
 		eventually(t, 25*time.Second, u.has(theirs, nh))
+		kind := berth.External
+		if p.far.asn == p.config.ASN {
+			kind = berth.Internal
+		}
+		if r, _ := u.route(theirs); len(r.Paths) != 1 || r.Paths[0].Kind != kind {
+			t.Errorf("want one path of kind %s: %+v", kind, r)
+		}
 		eventually(t, 25*time.Second, hasFar(p.d, ours, func(l learned) error {
 			if l.nextHop != back.String() {
 				return fmt.Errorf("%s goes by %q, want %v: %+v", ours, l.nextHop, back, l)
