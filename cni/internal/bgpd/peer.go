@@ -17,7 +17,7 @@ func neighbor(c bgp.Config, p bgp.Peer, restarting bool) *api.Peer {
 		Transport: &api.Transport{RemotePort: uint32(p.RemotePort()), PassiveMode: p.Passive},
 		Timers: &api.Timers{Config: &api.TimersConfig{
 			HoldTime: seconds(p.HoldTime()), KeepaliveInterval: seconds(p.KeepaliveTime()), ConnectRetry: seconds(p.RetryTime()),
-			IdleHoldTimeAfterReset: 5,
+			IdleHoldTimeAfterReset: max(1, seconds(p.RetryTime())/2),
 		}},
 		RouteReflector: &api.RouteReflector{RouteReflectorClient: p.ReflectorClient, RouteReflectorClusterId: c.Cluster().String()},
 		EbgpMultihop:   &api.EbgpMultihop{Enabled: p.Multihop > 0, MultihopTtl: uint32(p.Multihop)},

@@ -33,7 +33,6 @@ type farSession struct {
 	addPaths  string // rx, tx or both
 	bfd       bool
 	passive   bool
-	active    bool // connects, does not listen to us
 	limit     int
 }
 

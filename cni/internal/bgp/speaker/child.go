@@ -147,7 +147,10 @@ func stop(p *process, reports <-chan *channel.ToParent, failed <-chan error, gra
 	for {
 		select {
 		case <-reports:
-		case <-failed:
+		case err := <-failed:
+			if !errors.Is(err, io.EOF) {
+				return lost(p, err)
+			}
 		case <-p.done:
 			return nil
 		case <-late:

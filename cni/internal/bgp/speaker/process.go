@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -32,6 +33,10 @@ type process struct {
 func start(o Options) (*process, error) {
 	if o.UID == 0 || o.GID == 0 {
 		return nil, errors.New("berth-bgp does not run as root: give it a user and a group")
+	}
+	// What some library opened without O_CLOEXEC would be the child's too (Linux 5.11).
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("close_range: %w", err)
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
