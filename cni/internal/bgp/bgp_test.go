@@ -162,3 +162,33 @@ func TestCommunitiesAsText(t *testing.T) {
 		t.Error("a bad large community is taken")
 	}
 }
+
+func TestPlausible(t *testing.T) {
+	v4, v6 := pfx("10.244.1.0/24"), pfx("fd00::/64")
+	zoned := ip("fe80::2%eth0")
+	for _, c := range []struct {
+		prefix netip.Prefix
+		hop    string
+		peer   netip.Addr
+		kind   Kind
+		wrong  string
+	}{
+		{v4, "10.0.0.2", ip("10.0.0.2"), Internal, ""},
+		{v4, "fd00::2", ip("fd00::2"), External, ""},
+		{v6, "fe80::1%eth0", zoned, External, ""},
+		{v4, "0.0.0.0", ip("10.0.0.2"), Internal, "no next hop"},
+		{v4, "127.0.0.1", ip("10.0.0.2"), Internal, "no next hop"},
+		{v4, "224.0.0.1", ip("10.0.0.2"), Internal, "no next hop"},
+		{v4, "255.255.255.255", ip("10.0.0.2"), Internal, "no next hop"},
+		{v6, "::ffff:10.0.0.1", ip("10.0.0.2"), Internal, "no next hop"},
+		{v6, "10.0.0.1", ip("10.0.0.2"), Internal, "does not go by IPv4"},
+		{v6, "fe80::1", ip("fd00::2"), Internal, "on no link"},
+		{v6, "fe80::1%lo", zoned, Internal, "another link"},
+		{v4, "10.0.0.2", ip("10.0.0.2"), "root", "of kind"},
+	} {
+		err := Path{NextHop: ip(c.hop), Peer: c.peer, Kind: c.kind}.Plausible(c.prefix)
+		if (err == nil) != (c.wrong == "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
+			t.Errorf("%v by %s: %v, want %q", c.prefix, c.hop, err, c.wrong)
+		}
+	}
+}

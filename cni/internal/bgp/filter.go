@@ -167,3 +167,22 @@ func (c Config) Admits(peer netip.Addr, prefix netip.Prefix) bool {
 func (c Config) InPools(prefix netip.Prefix) bool {
 	return prefix.Bits() > 0 && slices.ContainsFunc(c.Pools, func(pool netip.Prefix) bool { return within(prefix, pool) })
 }
+
+// Plausible says why packets for prefix cannot go the path's way, whoever says so. A next hop comes from peers, and
+// from the child that parsed it.
+func (p Path) Plausible(prefix netip.Prefix) error {
+	nh, zone := p.NextHop, p.NextHop.Zone()
+	switch {
+	case !nh.IsValid() || nh.IsUnspecified() || nh.IsMulticast() || nh.IsLoopback() || nh.Is4In6() || nh == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("%v by %v, which is no next hop", prefix, nh)
+	case nh.Is4() && prefix.Addr().Is6():
+		return fmt.Errorf("%v by %v: IPv6 does not go by IPv4", prefix, nh)
+	case zone != p.Peer.Zone() && zone != "":
+		return fmt.Errorf("%v by %q, on another link than the session", prefix, zone)
+	case nh.Is6() && nh.IsLinkLocalUnicast() && zone == "":
+		return fmt.Errorf("%v by %v, on no link", prefix, nh)
+	case p.Kind != Internal && p.Kind != External:
+		return fmt.Errorf("%v is of kind %q", prefix, p.Kind)
+	}
+	return nil
+}

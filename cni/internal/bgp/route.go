@@ -99,9 +99,10 @@ type PeerStatus struct {
 type Status struct {
 	// Running says whether a child is up and has taken the configuration.
 	Running bool `json:"running"`
-	// Restarts counts the children that have died unasked; LastError is why the last one did, or what of the
-	// configuration could not be carried out.
+	// Restarts counts the children that have died unasked; LastDeath is why the last one did.
 	Restarts  int    `json:"restarts"`
+	LastDeath string `json:"lastDeath,omitempty"`
+	// LastError is what of the configuration could not be carried out.
 	LastError string `json:"lastError,omitempty"`
 	// Refused counts routes of the child's that the parent did not take, because no filter can have let them through.
 	Refused uint64       `json:"refused,omitempty"`

@@ -201,7 +201,7 @@ func routes(s *server.BgpServer, prefixes []netip.Prefix, c bgp.Config) (*channe
 			if !ok {
 				return
 			}
-			if r := (bgp.Route{Prefix: x.Prefix, Paths: best(paths, c)}); len(r.Paths) > 0 {
+			if r := (bgp.Route{Prefix: x.Prefix, Paths: best(x.Prefix, paths, c)}); len(r.Paths) > 0 {
 				out.Changed = append(out.Changed, r)
 				delete(left, x.Prefix)
 			}
@@ -216,8 +216,8 @@ func routes(s *server.BgpServer, prefixes []netip.Prefix, c bgp.Config) (*channe
 	return out, nil
 }
 
-// best are the paths that share the first place; none if that is our own announcement.
-func best(paths []*apiutil.Path, c bgp.Config) (out []bgp.Path) {
+// best are the paths that share the first place and can be gone; none if the first is our own announcement.
+func best(prefix netip.Prefix, paths []*apiutil.Path, c bgp.Config) (out []bgp.Path) {
 	for _, p := range paths {
 		if p == nil || !p.Best || p.IsNexthopInvalid {
 			continue
@@ -226,35 +226,44 @@ func best(paths []*apiutil.Path, c bgp.Config) (out []bgp.Path) {
 			return nil
 		}
 		nh := nextHop(p)
-		if !nh.IsValid() || slices.ContainsFunc(out, func(q bgp.Path) bool { return q.NextHop == nh }) {
+		if slices.ContainsFunc(out, func(q bgp.Path) bool { return q.NextHop == nh }) {
 			continue
 		}
 		kind := bgp.Internal
 		if peer, ok := c.Peer(p.PeerAddress); ok && !peer.Internal(c) {
 			kind = bgp.External
 		}
-		out = append(out, bgp.Path{NextHop: nh, Peer: p.PeerAddress, Kind: kind, Stale: p.Stale})
+		path := bgp.Path{NextHop: nh, Peer: p.PeerAddress, Kind: kind, Stale: p.Stale}
+		if path.Plausible(prefix) != nil {
+			continue
+		}
+		out = append(out, path)
 	}
 	slices.SortFunc(out, func(a, b bgp.Path) int { return a.NextHop.Compare(b.NextHop) })
 	return out[:min(len(out), c.Paths())]
 }
 
-// nextHop prefers a link-local one, which is always on the link of the session, to a global one (RFC 2545 §3).
-func nextHop(p *apiutil.Path) netip.Addr {
+// nextHop is what the attributes say for the path's own family: an UPDATE may carry routes of both, each with its next
+// hop. A link-local one, which is always on the session's link, is preferred to a global one (RFC 2545 §3).
+func nextHop(p *apiutil.Path) (nh netip.Addr) {
 	for _, a := range p.Attrs {
 		switch a := a.(type) {
 		case *packet.PathAttributeNextHop:
-			return a.Value
+			if !nh.IsValid() && p.Family == packet.RF_IPv4_UC {
+				nh = a.Value
+			}
 		case *packet.PathAttributeMpReachNLRI:
-			nh := a.Nexthop
-			if zone := p.PeerAddress.Zone(); zone != "" && a.LinkLocalNexthop.IsValid() {
+			if a.AFI != p.Family.Afi() {
+				continue
+			}
+			nh = a.Nexthop
+			if p.PeerAddress.Zone() != "" && a.LinkLocalNexthop.IsValid() {
 				nh = a.LinkLocalNexthop
 			}
-			if nh.IsLinkLocalUnicast() && nh.Is6() {
-				nh = nh.WithZone(p.PeerAddress.Zone())
-			}
-			return nh.Unmap()
 		}
 	}
-	return netip.Addr{}
+	if nh.Is6() && nh.IsLinkLocalUnicast() {
+		nh = nh.WithZone(p.PeerAddress.Zone())
+	}
+	return nh.Unmap()
 }

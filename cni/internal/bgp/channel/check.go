@@ -12,8 +12,8 @@ import (
 // maxText bounds the strings that are shown to people.
 const maxText = 256
 
-// CheckReport says why m cannot be a report of an honest child. It looks at shapes only; whether a route may be taken
-// from a peer is Config.Admits. What is shown to people is made printable in place.
+// CheckReport says why m cannot be a report of an honest child. It looks at shapes only, which no peer can bring about:
+// whether a route may be taken is Config.Admits and Path.Plausible, and one that may not is no reason to end the child. What is shown to people is made printable in place.
 func CheckReport(m *ToParent) error {
 	set := 0
 	for _, is := range []bool{m.Hello != nil, m.Applied != nil, m.Routes != nil, m.Synced != nil, m.Peers != nil} {
@@ -54,26 +54,6 @@ func checkRoutes(r *Routes) error {
 		if len(x.Paths) == 0 || len(x.Paths) > bgp.MaxPathsLimit {
 			return fmt.Errorf("%v has %d paths, want 1–%d", x.Prefix, len(x.Paths), bgp.MaxPathsLimit)
 		}
-		for _, p := range x.Paths {
-			if err := checkPath(x.Prefix, p); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func checkPath(prefix netip.Prefix, p bgp.Path) error {
-	nh := p.NextHop
-	switch {
-	case !nh.IsValid() || nh.IsUnspecified() || nh.IsMulticast() || nh.IsLoopback() || nh.Is4In6():
-		return fmt.Errorf("%v by %v, which is no next hop", prefix, nh)
-	case nh.Is4() && prefix.Addr().Is6():
-		return fmt.Errorf("%v by %v: IPv6 does not go by IPv4", prefix, nh)
-	case len(nh.Zone()) > 15 || strings.ContainsFunc(nh.Zone(), func(r rune) bool { return r == '/' || !unicode.IsGraphic(r) || unicode.IsSpace(r) }):
-		return fmt.Errorf("%v by %q, which is no link's name", prefix, nh.Zone())
-	case p.Kind != bgp.Internal && p.Kind != bgp.External:
-		return fmt.Errorf("%v is of kind %q", prefix, p.Kind)
 	}
 	return nil
 }

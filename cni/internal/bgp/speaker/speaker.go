@@ -172,7 +172,7 @@ func (s *Speaker) died(err error) {
 	s.opt.Log.Warn("berth-bgp died; what it learned stays for the restart time", "error", err)
 	s.mu.Lock()
 	s.status.Restarts++
-	s.status.LastError = err.Error()
+	s.status.LastDeath = err.Error()
 	s.mu.Unlock()
 	poke(s.changed)
 }

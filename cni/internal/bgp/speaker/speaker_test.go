@@ -224,8 +224,8 @@ func TestOtherChildren(t *testing.T) {
 				t.Fatal(err)
 			}
 			until(t, s, "it dies and is started again", func() bool { return s.Status().Restarts >= 3 })
-			if st := s.Status(); !strings.Contains(st.LastError, want.why) {
-				t.Errorf("why: %q, want %q", st.LastError, want.why)
+			if st := s.Status(); !strings.Contains(st.LastDeath, want.why) {
+				t.Errorf("why: %q, want %q", st.LastDeath, want.why)
 			}
 			if got := shown(s); got != want.routes {
 				t.Errorf("routes: %q", got)
@@ -267,8 +267,8 @@ func TestChildIsConfined(t *testing.T) {
 	if err := s.Set(config()); err != nil {
 		t.Fatal(err)
 	}
-	until(t, s, "it says what it sees", func() bool { return s.Status().LastError != "" })
-	got := s.Status().LastError
+	until(t, s, "it says what it sees", func() bool { return s.Status().LastDeath != "" })
+	got := s.Status().LastDeath
 	bind := fmt.Sprintf("%016x", 1<<unix.CAP_NET_BIND_SERVICE)
 	for _, want := range []string{
 		"env=0", "args=1", "fds=[/dev/null /dev/null pipe socket]", fmt.Sprintf("Uid=%d,%d,%d,%d", uid, uid, uid, uid), "Groups= ",

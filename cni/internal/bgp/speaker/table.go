@@ -97,9 +97,11 @@ func (t *table) apply(r *channel.Routes) {
 	}
 }
 
-// admitted is r with the paths that its peers may have told.
+// admitted is r with the paths that its peers may have told, and that packets can go.
 func (t *table) admitted(r bgp.Route) bgp.Route {
-	r.Paths = slices.DeleteFunc(slices.Clone(r.Paths), func(p bgp.Path) bool { return !t.config.Admits(p.Peer, r.Prefix) })
+	r.Paths = slices.DeleteFunc(slices.Clone(r.Paths), func(p bgp.Path) bool {
+		return !t.config.Admits(p.Peer, r.Prefix) || p.Plausible(r.Prefix) != nil
+	})
 	r.Paths = r.Paths[:min(len(r.Paths), t.config.Paths())]
 	return r
 }

@@ -81,6 +81,7 @@ func TestTable(t *testing.T) {
 		{"a pool is removed", []func(*table){changed(one), set(func(c *bgp.Config) { c.Pools = nil })}, ""},
 		{"outside of the pools", []func(*table){changed(route("192.0.2.0/24", "10.0.0.2"), route("0.0.0.0/0", "10.0.0.2"))}, ""},
 		{"from a stranger", []func(*table){changed(route("10.244.1.0/24", "10.0.0.9", "10.0.0.3"))}, "10.244.1.0/24=3"},
+		{"by nobody", []func(*table){changed(bgp.Route{Prefix: one.Prefix, Paths: []bgp.Path{{NextHop: ip("127.0.0.1"), Peer: ip("10.0.0.2"), Kind: bgp.Internal}}})}, ""},
 		{"too many paths", []func(*table){set(func(c *bgp.Config) { c.MaxPaths = 1 }), changed(two)}, "10.244.2.0/24=2"},
 		{"what was live, and may no longer be, is not kept", []func(*table){changed(one), changed(bgp.Route{Prefix: one.Prefix, Paths: route("10.244.1.0/24", "10.0.0.9").Paths})}, ""},
 	} {
@@ -121,7 +122,7 @@ func TestTableIsBounded(t *testing.T) {
 	a[0] = 0xfd
 	for i := range maxRoutes + 10 {
 		a[5], a[6], a[7] = byte(i>>16), byte(i>>8), byte(i)
-		r := bgp.Route{Prefix: netip.PrefixFrom(netip.AddrFrom16(a), 64), Paths: []bgp.Path{{NextHop: ip("fe80::1%eth0"), Peer: ip("10.0.0.2")}}}
+		r := bgp.Route{Prefix: netip.PrefixFrom(netip.AddrFrom16(a), 64), Paths: []bgp.Path{{NextHop: ip("fd00::2"), Peer: ip("10.0.0.2"), Kind: bgp.Internal}}}
 		x.apply(&channel.Routes{Changed: []bgp.Route{r}})
 	}
 	if len(x.live) != maxRoutes || x.refused != 10 {
