@@ -120,7 +120,10 @@ func (w *watcher) onPeer(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 		p.established, p.since = false, at
 		p.flaps++
 	}
-	if !up && st.DisconnectReason != api.PeerState_DISCONNECT_REASON_UNSPECIFIED && st.DisconnectMessage != "" {
+	switch st.DisconnectReason {
+	case api.PeerState_DISCONNECT_REASON_UNSPECIFIED, api.PeerState_DISCONNECT_REASON_IDLE_TIMER_EXPIRED:
+		// no end of a session, but a step to the next one
+	default:
 		p.lastError = st.DisconnectMessage
 	}
 	w.states = true
