@@ -131,7 +131,7 @@ torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboot
 
 .PHONY: conformance-bgp
 conformance-bgp: setup ## berth-bgp against BIRD 2 and FRR, both directions: every cell of the matrix, malformed messages, fuzzing
-	BERTH_CONFORMANCE=1 $(GO) test -count=1 -timeout 20m -parallel 8 ./cni/test/bgp
+	BERTH_CONFORMANCE=1 $(GO) test -count=1 -timeout 20m ./cni/test/bgp
 	$(GO) test ./cni/internal/bgp/channel -run '^$$' -fuzz '^FuzzReport$$' -fuzztime 30s
 
 .PHONY: bench-bgp

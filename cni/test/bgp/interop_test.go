@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,7 +33,12 @@ func cells() []cell {
 	return append(all, failureCells()...)
 }
 
+// TestMain lets more tests run at once than there are processors, because what they do is wait.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "10"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	if bin, err := build(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(bin))

@@ -14,7 +14,7 @@ import (
 )
 
 // rawPeers speak at once, each its share of the mutations.
-const rawPeers = 24
+const rawPeers = 48
 
 // mutations of a message: at every offset, or every stride-th, other bytes; and every shorter length, with the header
 // saying so and not.
