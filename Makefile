@@ -14,10 +14,10 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 GPU      := deviceplugin/cmd/berth-gpu
-PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni cni/cmd/berth-netd csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
+PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni cni/cmd/berth-netd cni/cmd/berth-bgp csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
-PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
+PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr
 
 export GOFLAGS := -mod=readonly
 
@@ -138,6 +138,16 @@ torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboot
 	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 40m -run 'Torture|Mutated' -v ./cni/test
 	for f in dropin:FuzzParse netconf:FuzzParse netconf:FuzzRequest spec:FuzzDecode hostlocal:FuzzDirectory; do \
 	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s; done
+
+.PHONY: conformance-bgp
+conformance-bgp: setup ## berth-bgp against BIRD 2 and FRR, both directions: every cell of the matrix, malformed messages, fuzzing
+	BERTH_CONFORMANCE=1 $(GO) test -count=1 -timeout 20m ./cni/test/bgp
+	$(GO) test ./cni/internal/bgp/channel -run '^$$' -fuzz '^FuzzReport$$' -fuzztime 30s
+
+.PHONY: bench-bgp
+bench-bgp: setup ## 10,000 routes from BIRD through berth-bgp to the kernel, and from BIRD through BIRD; writes out/bench/bgp.json
+	@mkdir -p $(OUT)/bench
+	BERTH_BENCH_OUT=$(OUT)/bench/bgp.json $(GO) test -count=1 -timeout 20m -run '^TestBenchRoutes$$' -v ./cni/test/bgp
 
 .PHONY: conformance-gpu
 conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults

@@ -16,6 +16,7 @@ const (
 	criAPI   = "k8s.io/cri-api"
 	cdiSpecs = "tags.cncf.io/container-device-interface/specs-go"
 	yaml     = "go.yaml.in/yaml/v3"
+	gobgp    = "github.com/osrg/gobgp"
 	specsGo  = "github.com/opencontainers/runtime-spec"
 )
 
@@ -69,6 +70,12 @@ func rules() []rule {
 		},
 		{path: "cni/cmd/berth-netd", own: append(leaves, "cni/internal/agent", "cni/internal/fabric", "cni/internal/netdconf", "cni/internal/kube"), ban: []string{osExec, http}},
 		{path: "cni/test/netlab", foreign: []string{sys}, ban: []string{http}}, // what tests start
+		// BGP: the library that parses what peers send is linked into the unprivileged child alone
+		{path: "cni/internal/bgp", ban: []string{osPkg, osExec, http}},
+		{path: "cni/internal/bgp/channel", own: []string{"cni/internal/bgp"}, ban: []string{osPkg, osExec, http}},
+		{path: "cni/internal/bgp/speaker", own: []string{"cni/internal/bgp"}, foreign: []string{sys}, ban: []string{http}}, // berth-bgp
+		{path: "cni/internal/bgpd", own: []string{"cni/internal/bgp"}, foreign: []string{sys, gobgp, "google.golang.org/protobuf"}, ban: []string{osExec, http, grpc}},
+		{path: "cni/cmd/berth-bgp", own: []string{"cni/internal/bgpd"}, ban: []string{osExec, http}},
 
 		// deviceplugin, from the leaves up; inventory, alloc, policy and health are pure
 		{path: "deviceplugin/internal/inventory", ban: []string{osPkg, osExec, http, grpc}},
@@ -228,6 +235,9 @@ func TestRulesBite(t *testing.T) {
 		{"shim/internal/app", "github.com/sirupsen/logrus", false},
 		{"cni/internal/podnet", http, true},
 		{"cni/internal/podnet", osExec, true},
+		{"cni/internal/bgp/speaker", gobgp + "/v4/api", false},
+		{"cni/internal/bgp", module + "cni/internal/bgpd", false},
+		{"cni/internal/bgpd", osExec, true},
 		{"deviceplugin/internal/health", osPkg, true},
 		{"deviceplugin/internal/node", grpc, false},
 		{"deviceplugin/internal/alloc", module + "deviceplugin/internal/server", false},
