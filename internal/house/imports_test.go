@@ -68,7 +68,10 @@ func rules() []rule {
 			path: "cni/internal/kube", own: append(leaves, "cni/internal/agent", "cni/internal/fabric", "cni/internal/overlay", "cni/internal/netdconf"),
 			foreign: []string{k8s}, ban: []string{osPkg, osExec, k8s + "/client-go/kubernetes", k8s + "/client-go/informers"},
 		},
-		{path: "cni/cmd/berth-netd", own: append(leaves, "cni/internal/agent", "cni/internal/fabric", "cni/internal/netdconf", "cni/internal/kube"), ban: []string{osExec, http}},
+		{
+			path: "cni/internal/peering", own: append(leaves, "cni/internal/bgp", "cni/internal/fabric", "cni/internal/overlay"), ban: []string{osExec, http},
+		},
+		{path: "cni/cmd/berth-netd", own: append(leaves, "cni/internal/agent", "cni/internal/peering", "cni/internal/fabric", "cni/internal/netdconf", "cni/internal/kube"), ban: []string{osExec, http}},
 		{path: "cni/test/netlab", foreign: []string{sys}, ban: []string{http}}, // what tests start
 		// BGP: the library that parses what peers send is linked into the unprivileged child alone
 		{path: "cni/internal/bgp", ban: []string{osPkg, osExec, http}},

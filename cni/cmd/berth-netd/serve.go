@@ -5,11 +5,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 
 	"github.com/berth-project/berth/cni/internal/agent"
 	"github.com/berth-project/berth/cni/internal/kube"
 	"github.com/berth-project/berth/cni/internal/netdconf"
+	"github.com/berth-project/berth/cni/internal/peering"
 )
 
 // collect is the garbage collector's target in percent: the agent is nearly always idle, and its memory is every node's.
@@ -37,7 +39,10 @@ func serve(ctx context.Context, file string) error {
 			return err
 		}
 	}
-	return agent.New(conf, source, nil, log, version).Run(ctx, notify)
+	speaker := peering.New(peering.Options{
+		Program: conf.BGP.Program, UID: conf.BGP.UID, Kept: filepath.Join(conf.State, "bgp-routes"), Log: log,
+	})
+	return agent.New(conf, source, speaker, log, version).Run(ctx, notify)
 }
 
 // notify tells systemd (sd_notify(3)); without it there is nobody to tell.

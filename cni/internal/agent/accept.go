@@ -58,9 +58,11 @@ func (a *Agent) usable(f *fabric.Fabric) error {
 	return nil
 }
 
+// setSpeaker is with the lock held.
 func (a *Agent) setSpeaker(f *fabric.Fabric) {
 	if err := a.speaker.Set(f, a.conf.Node); err != nil {
 		a.log.Error("the BGP speaker keeps its old configuration", "error", err)
+		a.live.remarks = append(a.live.remarks[:len(a.live.remarks):len(a.live.remarks)], "bgp: "+err.Error())
 	}
 }
 

@@ -19,18 +19,19 @@ const (
 	VXLAN Mode = "vxlan"
 	// HostGW routes to the node's own address, which must be on the same network.
 	HostGW Mode = "host-gw"
-	// BGP takes the routes that the speaker learns.
-	BGP Mode = "bgp"
+	// BGPMode takes the routes that the speaker learns.
+	BGPMode Mode = "bgp"
 	// None leaves it to somebody else.
 	None Mode = "none"
 )
 
 // Modes lists them.
-func Modes() []Mode { return []Mode{VXLAN, HostGW, BGP, None} }
+func Modes() []Mode { return []Mode{VXLAN, HostGW, BGPMode, None} }
 
 // Fabric is the whole desired state of a cluster's pod network, the same on every node.
 type Fabric struct {
 	Tunnel Tunnel `yaml:"tunnel"`
+	BGP    BGP    `yaml:"bgp,omitempty"`
 	Pools  []Pool `yaml:"pools"`
 	Nodes  []Node `yaml:"nodes"`
 }

@@ -66,6 +66,8 @@ type CNI struct {
 type BGP struct {
 	// Program is berth-bgp's path.
 	Program string `yaml:"program"`
+	// UID is whom it runs as; no other program's, and not 0.
+	UID uint32 `yaml:"uid"`
 }
 
 // Default is the configuration of an empty file.
@@ -74,7 +76,7 @@ func Default() Config {
 		Fabric: "/etc/berth/fabric.yaml", State: "/run/berth/netd", Root: "/var/lib/berth/netd", LogLevel: "info",
 		Kubernetes: Kubernetes{FlannelBackend: "vxlan"},
 		CNI:        CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet"},
-		BGP:        BGP{Program: "/usr/local/bin/berth-bgp"},
+		BGP:        BGP{Program: "/usr/local/bin/berth-bgp", UID: 64179},
 	}
 }
 
@@ -128,6 +130,9 @@ func (c Config) Validate() error {
 	if c.CNI.Dir != "" && (c.CNI.File == "" || filepath.Base(c.CNI.File) != c.CNI.File || c.CNI.Network == "") {
 		bad("cni", "file %q must be a file's name and network %q a network's", c.CNI.File, c.CNI.Network)
 	}
+	if c.BGP.UID == 0 {
+		bad("bgp.uid", "0: what parses peers' messages does not run as root")
+	}
 	if b := c.Kubernetes.FlannelBackend; b != "vxlan" && b != "host-gw" {
 		bad("kubernetes.flannelBackend", "%q, want vxlan or host-gw", b)
 	}
@@ -180,6 +185,7 @@ func comments() map[string]string {
 		"cni.stateDir":              "The plugin's records; empty: its default.",
 		"cni.importHostLocal":       "Lease directories of an earlier plugin.",
 		"bgp":                       "The BGP speaker, a process of its own.",
+		"bgp.uid":                   "Whom it runs as; no other program's.",
 		"logLevel":                  "debug, info, warn or error.",
 	}
 }

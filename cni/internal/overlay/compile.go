@@ -251,7 +251,7 @@ func (c *compiler) learned() {
 		if slices.ContainsFunc(c.self.PodCIDRs, func(b netip.Prefix) bool { return fabric.Within(l.Prefix, b) }) {
 			continue // never away from our own pods
 		}
-		if pool, ok := c.in.Fabric.PoolOf(l.Prefix); ok && pool.EffectiveMode() != fabric.BGP {
+		if pool, ok := c.in.Fabric.PoolOf(l.Prefix); ok && pool.EffectiveMode() != fabric.BGPMode {
 			continue
 		}
 		r := Route{Dst: l.Prefix, Metric: Metric, Why: "bgp"}
