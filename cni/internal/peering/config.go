@@ -19,6 +19,7 @@ import (
 const (
 	defaultASN     = 64512
 	defaultRestart = 120 * time.Second
+	retryNodes     = 2 * time.Second // a node that comes back is spoken to soon
 	bfdEvery       = 300 * time.Millisecond
 	bfdLost        = 3
 )
@@ -59,6 +60,7 @@ func compile(f *fabric.Fabric, self string, secret secrets) (bgp.Config, error) 
 		}
 	}
 	s := bgp.Settings{ASN: c.ASN, Topology: bgp.Topology(f.BGP.Topology)}
+	s.Session.ConnectRetry = retryNodes
 	if f.BGP.Reflectors != nil {
 		s.Reflector = f.BGP.Reflectors
 	}

@@ -21,10 +21,13 @@ import (
 // programs builds what is tested, once.
 var programs = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "berth-netd-test")
+	if err == nil {
+		err = os.Chmod(dir, 0o755) // berth-bgp runs as another user
+	}
 	if err != nil {
 		return "", err
 	}
-	for _, p := range []string{"berth-netd", "berth-cni"} {
+	for _, p := range []string{"berth-netd", "berth-cni", "berth-bgp"} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, p), "github.com/berth-project/berth/cni/cmd/"+p)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -181,8 +184,8 @@ func (n *node) file(name string) string { return filepath.Join(n.dir, name) }
 // start runs the agent in the node.
 func (n *node) start(env ...string) {
 	n.lab.t.Helper()
-	conf := fmt.Sprintf("node: %s\nfabric: %s\nstate: %s\nroot: %s\ncni: {dir: %s, stateDir: %s}\n",
-		n.name, n.lab.fabric, n.file("run"), n.file("lib"), n.file("net.d"), n.file("cni"))
+	conf := fmt.Sprintf("node: %s\nfabric: %s\nstate: %s\nroot: %s\ncni: {dir: %s, stateDir: %s}\nbgp: {program: %s}\n",
+		n.name, n.lab.fabric, n.file("run"), n.file("lib"), n.file("net.d"), n.file("cni"), filepath.Join(n.lab.bin, "berth-bgp"))
 	if err := os.WriteFile(n.file("netd.yaml"), []byte(conf), 0o600); err != nil {
 		n.lab.t.Fatal(err)
 	}

@@ -2,7 +2,11 @@ package netd
 
 import (
 	"fmt"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/berth-project/berth/cni/test/netlab"
 )
 
 // TestModes is the table of what must work: each mode in each family, on one network and across a router.
@@ -19,6 +23,9 @@ func TestModes(t *testing.T) {
 		{"direct-dual", "mode: vxlan, direct: true", true, true, true, 1430},
 		{"host-gw-v4", "mode: host-gw", true, false, false, 1500},
 		{"host-gw-dual", "mode: host-gw", true, true, false, 1500},
+		{"bgp-v4", "mode: bgp", true, false, false, 1500},
+		{"bgp-v6", "mode: bgp", false, true, false, 1500},
+		{"bgp-dual", "mode: bgp", true, true, false, 1500},
 		{"mtu", "mode: vxlan, mtu: 1300", true, true, true, 1300},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -34,6 +41,7 @@ func everything(t *testing.T, l *lab, mtu int) {
 	t.Helper()
 	var pods []*pod
 	for _, n := range l.nodes {
+		n.joined()
 		pods = append(pods, n.pod(""))
 	}
 	for _, p := range pods {
@@ -145,4 +153,11 @@ func TestTraceAndStatus(t *testing.T) {
 		t.Fatal("a second agent runs")
 	}
 	contains(t, second.Output(), "another berth-netd serves this node", fmt.Sprint(n1.agent.PID()))
+}
+
+// joined waits until the node has a route to each block of each other node: by BGP it takes a moment.
+func (n *node) joined() {
+	n.lab.t.Helper()
+	want := len(n.addrs()) * len(n.lab.nodes)
+	netlab.Until(n.lab.t, 20*time.Second, "routes of "+n.name, func() bool { return strings.Count(n.ours(), "\n") >= want })
 }

@@ -27,7 +27,7 @@ func main() {
 func run(lab *harness.Lab) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
-	c := overlay.Config{Lab: lab, Rounds: 9, Round: 2 * time.Second, Joins: 3, Fleet: 1000, Say: os.Stdout}
+	c := overlay.Config{Lab: lab, Rounds: 40, Round: 500 * time.Millisecond, Joins: 3, Fleet: 1000, Say: os.Stdout}
 	if n, err := strconv.Atoi(os.Getenv("BERTH_BENCH_N")); err == nil && n > 0 {
 		c.Rounds, c.Joins = n, min(n, c.Joins)
 	}
