@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ type Source struct {
 	net   rest.Interface
 	nodes *store[fabric.Node]
 	pools *store[fabric.Pool]
+	peers *store[fabric.BGPPeer]
 	dirty chan struct{}
 	// said is what the node's annotations were when they were last seen.
 	said map[string]string
@@ -60,7 +62,7 @@ func New(conf netdconf.Kubernetes, node string, log *slog.Logger) (*Source, erro
 	if err := corev1.AddToScheme(scheme); err != nil {
 		return nil, err
 	}
-	scheme.AddKnownTypes(groupVersion(), &NetworkPool{}, &NetworkPoolList{})
+	scheme.AddKnownTypes(groupVersion(), &NetworkPool{}, &NetworkPoolList{}, &BGPPeer{}, &BGPPeerList{})
 	metav1.AddToGroupVersion(scheme, groupVersion())
 	s := &Source{conf: conf, node: node, log: log, dirty: make(chan struct{}, 1)}
 	if s.core, err = client(rc, scheme, corev1.SchemeGroupVersion, "/api", runtime.ContentTypeProtobuf); err != nil {
@@ -70,6 +72,7 @@ func New(conf netdconf.Kubernetes, node string, log *slog.Logger) (*Source, erro
 		return nil, err
 	}
 	s.nodes = newStore("node", s.dirty, s.readNode)
+	s.peers = newStore("BGP peer", s.dirty, peerOf)
 	s.pools = newStore("pool", s.dirty, func(obj any) (fabric.Pool, error) {
 		p, ok := obj.(*NetworkPool)
 		if !ok {
@@ -106,7 +109,11 @@ func (s *Source) readNode(obj any) (fabric.Node, error) {
 		}
 		s.mu.Unlock()
 	}
-	return nodeOf(n, s.conf.Flannel)
+	out, err := nodeOf(n, s.conf.Flannel)
+	if n.Name == s.node {
+		out.Labels = n.Labels // only this node's are asked for: by its peers' selectors
+	}
+	return out, err
 }
 
 // Run implements [agent.Source]: it watches until ctx ends. While the API server is away nothing is delivered, and what
@@ -117,6 +124,7 @@ func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
 	wg.Go(func() { watch(ctx, s.core, "nodes", &corev1.Node{}, s.nodes) })
 	if len(s.conf.FlannelNetwork) == 0 {
 		wg.Go(func() { watch(ctx, s.net, "networkpools", &NetworkPool{}, s.pools) })
+		wg.Go(func() { watch(ctx, s.net, "bgppeers", &BGPPeer{}, s.peers) })
 	}
 	again := time.NewTimer(publishAgain)
 	defer again.Stop()
@@ -171,18 +179,21 @@ func watch(ctx context.Context, c rest.Interface, resource string, example runti
 func (s *Source) build() (agent.Delivery, bool) {
 	nodes, remarks, ok := s.nodes.all()
 	pools, more, listed := s.pools.all()
+	peers, wrong, peered := s.peers.all()
 	if len(s.conf.FlannelNetwork) > 0 {
 		p, err := s.flannelPool()
 		if err != nil {
 			return agent.Delivery{Err: err}, true
 		}
-		pools, listed = []fabric.Pool{p}, true
+		pools, listed, peered = []fabric.Pool{p}, true, true
 	}
-	if !ok || !listed {
+	if !ok || !listed || !peered {
 		return agent.Delivery{}, false
 	}
-	f := &fabric.Fabric{Pools: pools, Nodes: nodes}
-	d := agent.Delivery{Fabric: f, Remarks: append(append(remarks, more...), f.Salvage()...)}
+	f := &fabric.Fabric{Pools: pools, Nodes: nodes, BGP: fabric.BGP{
+		ASN: s.conf.ASN, Topology: s.conf.Topology, PasswordFile: s.conf.PasswordFile, Peers: peers,
+	}}
+	d := agent.Delivery{Fabric: f, Remarks: slices.Concat(remarks, more, wrong, f.Salvage())}
 	if s.conf.Flannel {
 		d.Names = overlay.FlannelNames(flannelVNI)
 	}

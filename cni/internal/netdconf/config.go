@@ -46,6 +46,10 @@ type Kubernetes struct {
 	FlannelNetwork []string `yaml:"flannelNetwork"`
 	// FlannelBackend is flannel's "Backend.Type": vxlan or host-gw.
 	FlannelBackend string `yaml:"flannelBackend"`
+	// ASN, Topology and PasswordFile are BGP's for the whole cluster; see the fabric's bgp.
+	ASN          uint32 `yaml:"asn"`
+	Topology     string `yaml:"topology"`
+	PasswordFile string `yaml:"passwordFile"`
 }
 
 // CNI is what is written for the container runtime.
@@ -76,7 +80,7 @@ func Default() Config {
 		Fabric: "/etc/berth/fabric.yaml", State: "/run/berth/netd", Root: "/var/lib/berth/netd", LogLevel: "info",
 		Kubernetes: Kubernetes{FlannelBackend: "vxlan"},
 		CNI:        CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet"},
-		BGP:        BGP{Program: "/usr/local/bin/berth-bgp", UID: 64179},
+		BGP:        BGP{Program: "/usr/bin/berth-bgp", UID: 64179},
 	}
 }
 
@@ -178,6 +182,9 @@ func comments() map[string]string {
 		"kubernetes.flannel":        "Read and write flannel's annotations and take over its devices.",
 		"kubernetes.flannelNetwork": "Flannel's networks, where no NetworkPool object says others.",
 		"kubernetes.flannelBackend": "Flannel's backend: vxlan or host-gw.",
+		"kubernetes.asn":            "BGP's autonomous system; 0: 64512.",
+		"kubernetes.topology":       "BGP between nodes: mesh, reflectors or none; empty: a mesh up to 100 nodes.",
+		"kubernetes.passwordFile":   "The key of BGP sessions between nodes.",
 		"state":                     "What need not survive a reboot: socket, lock.",
 		"root":                      "What must: the last good fabric.",
 		"cni":                       "The configuration that is written for the runtime once pods can be served.",
