@@ -29,10 +29,10 @@ func (a *Agent) loop(ctx context.Context, kernel *datapath.Kernel, notify func(s
 	a.mu.Lock()
 	a.live.started = time.Now()
 	a.mu.Unlock()
-	why, next := a.restore(), time.NewTimer(0)
-	defer next.Stop()
+	why, next := a.restore(), newAlarm(0)
+	defer next.stop()
 	if why == noReason {
-		next.Reset(patrol)
+		next.set(patrol)
 	}
 	var last time.Time
 	for ctx.Err() == nil {
@@ -42,25 +42,46 @@ func (a *Agent) loop(ctx context.Context, kernel *datapath.Kernel, notify func(s
 		case d := <-a.deliveries:
 			if a.accept(d) {
 				why = "a new fabric from " + a.source.Name()
-				next.Reset(gather)
+				next.soon(gather)
 			}
 		case e := <-a.kernelSays:
 			why = orElse(why, a.eventReason(kernel, e))
-			next.Reset(max(gather, calm-time.Since(last)))
+			next.soon(max(gather, calm-time.Since(last)))
 		case <-a.speaker.Changed():
 			why = "BGP routes changed"
-			next.Reset(gather)
-		case <-next.C:
+			next.soon(gather)
+		case <-next.timer.C:
 			a.apply(kernel, orElse(why, "patrol"), notify)
 			why, last = noReason, time.Now()
 			a.mu.Lock()
 			failed := a.live.failed != ""
 			a.mu.Unlock()
-			next.Reset(patrol)
+			next.set(patrol)
 			if failed {
-				next.Reset(retry)
+				next.set(retry)
 			}
 		}
+	}
+}
+
+// alarm is a timer that events bring nearer and never put off: a stream of them cannot keep the loop from its work.
+type alarm struct {
+	timer *time.Timer
+	due   time.Time
+}
+
+func newAlarm(d time.Duration) *alarm { return &alarm{timer: time.NewTimer(d), due: time.Now().Add(d)} }
+
+func (a *alarm) stop() { a.timer.Stop() }
+
+func (a *alarm) set(d time.Duration) {
+	a.due = time.Now().Add(d)
+	a.timer.Reset(d)
+}
+
+func (a *alarm) soon(d time.Duration) {
+	if time.Now().Add(d).Before(a.due) {
+		a.set(d)
 	}
 }
 
@@ -136,8 +157,8 @@ func (a *Agent) note(plan *overlay.Plan, why string, changes []string, err error
 	} else {
 		v.applied = time.Now()
 	}
-	if len(changes) == 0 && v.failed == was {
-		return
+	if v.failed == was && (len(changes) == 0 || err != nil) {
+		return // nothing, or the same again
 	}
 	c := Change{Time: time.Now(), Why: why, What: changes, Err: v.failed}
 	if len(c.What) > kept1 {

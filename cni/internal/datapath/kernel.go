@@ -55,8 +55,8 @@ func (k *Kernel) Links() ([]overlay.Link, error) {
 // TableBroken says that somebody else changed the table: the next [Kernel.Apply] writes it anew.
 func (k *Kernel) TableBroken() { k.broken = true }
 
-// Apply makes the kernel hold the plan and returns what it had to do for that, a line each. It goes on after an error:
-// what does not depend on the failed request is done, and the error joins all of them. Calling it again is right.
+// Apply makes the kernel hold the plan and returns what it had to do for that, a line each. Without its devices it does
+// nothing more; after that it goes on when something fails, and the error joins all of it. Calling it again is right.
 func (k *Kernel) Apply(plan *overlay.Plan, tunnel fabric.Tunnel) (changes []string, err error) {
 	s, err := read(k.route)
 	if err != nil {
