@@ -38,7 +38,7 @@ func rules() []rule {
 			ban: []string{grpc, criAPI, osExec},
 		}
 	}
-	return []rule{
+	return append(networkRules(leaves), []rule{
 		{path: "internal", foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "internal/house"},
 		{path: "proto/errs", ban: []string{osExec, http}},
@@ -50,35 +50,6 @@ func rules() []rule {
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
 		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
-
-		// berth-netd, from the leaves up; fabric and overlay are pure
-		{path: "cni/internal/strictyaml", own: []string{"internal/nearest"}, foreign: []string{yaml}, ban: []string{osPkg, osExec, http}},
-		{path: "cni/internal/fabric", own: []string{"internal/nearest", "cni/internal/strictyaml"}, ban: []string{osPkg, osExec, http}},
-		{path: "cni/internal/overlay", own: []string{"cni/internal/fabric"}, ban: []string{osPkg, osExec, http}},
-		{
-			path: "cni/internal/datapath",
-			own:  []string{"internal/failpoint", "cni/internal/fabric", "cni/internal/overlay", "cni/internal/rtnl", "cni/internal/nft", "cni/internal/nlwire"}, foreign: []string{sys}, ban: []string{osExec, http},
-		},
-		{path: "cni/internal/netdconf", own: []string{"cni/internal/strictyaml"}, foreign: []string{yaml}, ban: []string{osExec, http}},
-		{
-			path: "cni/internal/agent",
-			own:  append(leaves, "cni/internal/fabric", "cni/internal/overlay", "cni/internal/datapath", "cni/internal/netdconf"), foreign: []string{yaml, "github.com/fsnotify/fsnotify"}, ban: []string{osExec, k8s},
-		},
-		{
-			path: "cni/internal/kube", own: append(leaves, "cni/internal/agent", "cni/internal/fabric", "cni/internal/overlay", "cni/internal/netdconf"),
-			foreign: []string{k8s}, ban: []string{osPkg, osExec, k8s + "/client-go/kubernetes", k8s + "/client-go/informers"},
-		},
-		{
-			path: "cni/internal/peering", own: append(leaves, "cni/internal/bgp", "cni/internal/fabric", "cni/internal/overlay"), ban: []string{osExec, http},
-		},
-		{path: "cni/cmd/berth-netd", own: append(leaves, "cni/internal/agent", "cni/internal/peering", "cni/internal/fabric", "cni/internal/netdconf", "cni/internal/kube"), ban: []string{osExec, http}},
-		{path: "cni/test/netlab", foreign: []string{sys}, ban: []string{http}}, // what tests start
-		// BGP: the library that parses what peers send is linked into the unprivileged child alone
-		{path: "cni/internal/bgp", ban: []string{osPkg, osExec, http}},
-		{path: "cni/internal/bgp/channel", own: []string{"cni/internal/bgp"}, ban: []string{osPkg, osExec, http}},
-		{path: "cni/internal/bgp/speaker", own: []string{"cni/internal/bgp"}, foreign: []string{sys}, ban: []string{http}}, // berth-bgp
-		{path: "cni/internal/bgpd", own: []string{"cni/internal/bgp"}, foreign: []string{sys, gobgp, "google.golang.org/protobuf"}, ban: []string{osExec, http, grpc}},
-		{path: "cni/cmd/berth-bgp", own: []string{"cni/internal/bgpd"}, ban: []string{osExec, http}},
 
 		// deviceplugin, from the leaves up; inventory, alloc, policy and health are pure
 		{path: "deviceplugin/internal/inventory", ban: []string{osPkg, osExec, http, grpc}},
@@ -152,7 +123,7 @@ func rules() []rule {
 		},
 
 		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup"), foreign: []string{sys}, ban: []string{http}},
-	}
+	}...)
 }
 
 func TestImports(t *testing.T) {
