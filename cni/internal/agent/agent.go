@@ -22,6 +22,7 @@ import (
 	"github.com/berth-project/berth/cni/internal/fabric"
 	"github.com/berth-project/berth/cni/internal/netdconf"
 	"github.com/berth-project/berth/cni/internal/overlay"
+	"github.com/berth-project/berth/cni/internal/udptun"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/internal/lockfile"
 )
@@ -66,6 +67,7 @@ type Agent struct {
 	source  Source
 	speaker Speaker
 	version string
+	udp     udptun.Tunnel
 
 	deliveries chan Delivery
 	kernelSays chan datapath.Event
@@ -178,6 +180,9 @@ func (a *Agent) Run(ctx context.Context, notify func(string)) error {
 	a.loop(ctx, kernel, notify)
 	notify("STOPPING=1")
 	wg.Wait()
+	if err := a.udp.Close(); err != nil {
+		a.log.Warn("closing the tunnel", "error", err)
+	}
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}

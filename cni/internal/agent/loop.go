@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/berth-project/berth/cni/internal/datapath"
@@ -122,7 +123,7 @@ func (a *Agent) apply(kernel *datapath.Kernel, why string, notify func(string)) 
 	plan := a.compile(f, names, links)
 	var changes []string
 	if err == nil {
-		changes, err = kernel.Apply(plan, f.Tunnel)
+		changes, err = a.carryOut(kernel, plan, f.Tunnel)
 	}
 	if err == nil {
 		err = a.writeCNI(f, plan)
@@ -131,6 +132,21 @@ func (a *Agent) apply(kernel *datapath.Kernel, why string, notify func(string)) 
 	if err == nil {
 		a.announce(notify)
 	}
+}
+
+// carryOut makes the kernel hold the plan. The agent's own tunnel comes before the routes that lead to it, and goes after
+// they are gone.
+func (a *Agent) carryOut(kernel *datapath.Kernel, plan *overlay.Plan, tunnel fabric.Tunnel) ([]string, error) {
+	var changes, more []string
+	var uerr error
+	if plan.UDP != nil {
+		changes, uerr = a.udp.Set(plan.UDP)
+	}
+	done, err := kernel.Apply(plan, tunnel)
+	if plan.UDP == nil {
+		more, uerr = a.udp.Set(nil)
+	}
+	return slices.Concat(changes, done, more), errors.Join(uerr, err)
 }
 
 func (a *Agent) compile(f *fabric.Fabric, names overlay.Names, links []overlay.Link) *overlay.Plan {

@@ -114,6 +114,7 @@ func (a *Agent) Metrics() string {
 	put("counter", "changes_total", "Objects of the kernel that were made, changed or removed.", float64(v.counts.changes))
 	put("counter", "overruns_total", "Times that the kernel had more to tell than the socket held.", float64(v.counts.overruns))
 	put("gauge", "last_apply_seconds", "How long the last comparison took.", v.counts.lastSeconds)
+	put("counter", "udp_dropped_total", "Packets that mode udp had nowhere to send to, or did not believe.", float64(a.udp.Dropped.Load()))
 	if v.plan != nil {
 		put("gauge", "peers", "Other nodes.", float64(len(v.plan.Peers)))
 		put("gauge", "routes", "Routes that the plan has.", float64(len(v.plan.Routes)))

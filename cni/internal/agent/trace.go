@@ -8,6 +8,7 @@ import (
 
 	"github.com/berth-project/berth/cni/internal/datapath"
 	"github.com/berth-project/berth/cni/internal/fabric"
+	"github.com/berth-project/berth/cni/internal/overlay"
 )
 
 // Trace is the path of a packet from one address to another as this node's kernel would send it now, a hop a line,
@@ -114,6 +115,10 @@ func (t *tracer) leaves(from, to netip.Addr, toNode string) error {
 	}
 	if toNode == t.self {
 		t.hop("link %s: delivered to the pod", r.Dev)
+		return nil
+	}
+	if r.Dev == overlay.UDPName {
+		t.hop("link %s: wrapped in UDP by berth-netd, for the node whose block has %s", r.Dev, to)
 		return nil
 	}
 	t.hop("link %s: leaves this node without a tunnel for %s", r.Dev, orElse(r.Via(), to.String()))

@@ -21,12 +21,14 @@ const (
 	HostGW Mode = "host-gw"
 	// BGPMode takes the routes that the speaker learns.
 	BGPMode Mode = "bgp"
+	// UDP wraps packets in plain UDP, in the agent itself: for networks that carry nothing else, and slow.
+	UDP Mode = "udp"
 	// None leaves it to somebody else.
 	None Mode = "none"
 )
 
 // Modes lists them.
-func Modes() []Mode { return []Mode{VXLAN, HostGW, BGPMode, None} }
+func Modes() []Mode { return []Mode{VXLAN, HostGW, BGPMode, UDP, None} }
 
 // Fabric is the whole desired state of a cluster's pod network, the same on every node.
 type Fabric struct {
@@ -36,12 +38,14 @@ type Fabric struct {
 	Nodes  []Node `yaml:"nodes"`
 }
 
-// Tunnel is what all VXLAN devices of the cluster agree on.
+// Tunnel is what all tunnels of the cluster agree on.
 type Tunnel struct {
 	// VNI is the VXLAN network identifier, 1 to 2²⁴-1; 0 means 1, as flannel has it.
 	VNI uint32 `yaml:"vni,omitempty"`
 	// Port is the UDP port; 0 means 8472, the Linux kernel's own and flannel's. 4789 is IANA's.
 	Port uint16 `yaml:"port,omitempty"`
+	// UDPPort is that of mode udp; 0 means 8285.
+	UDPPort uint16 `yaml:"udpPort,omitempty"`
 }
 
 // WithDefaults fills in what is not said.
@@ -51,6 +55,9 @@ func (t Tunnel) WithDefaults() Tunnel {
 	}
 	if t.Port == 0 {
 		t.Port = 8472
+	}
+	if t.UDPPort == 0 {
+		t.UDPPort = 8285
 	}
 	return t
 }

@@ -13,6 +13,9 @@ import (
 const (
 	overhead4 = 20 + 8 + 8 + 14
 	overhead6 = 40 + 8 + 8 + 14
+	// What plain UDP adds: outer IP header, UDP 8.
+	udpOverhead4 = 20 + 8
+	udpOverhead6 = 40 + 8
 )
 
 // Compile decides. What cannot be had becomes a problem of the plan and takes nothing else with it: a fabric without
@@ -34,6 +37,7 @@ func Compile(in Input) *Plan {
 		}
 	}
 	c.learned()
+	c.udpDevice()
 	for _, v6 := range []bool{false, true} {
 		if c.used[v6] {
 			c.plan.Devices = append(c.plan.Devices, c.device(v6))
@@ -97,38 +101,52 @@ func (c *compiler) own(b netip.Prefix) {
 	}
 	for _, l := range c.in.Links {
 		for _, p := range l.Prefixes {
-			if b.Contains(p.Addr()) {
+			if b.Contains(p.Addr()) && l.Name != UDPName {
 				c.plan.Taken = append(c.plan.Taken, p.Addr())
 			}
 		}
 	}
 	c.plan.Routes = append(c.plan.Routes, Route{Dst: b, Metric: MetricLastResort, Why: "own block of pool " + pool.Name})
 	v6 := b.Addr().Is6()
-	if pool.EffectiveMode() == fabric.VXLAN {
+	mode := pool.EffectiveMode()
+	if mode == fabric.VXLAN || mode == fabric.UDP {
 		o, ok := outer(c.self, c.self, v6)
 		if !ok {
 			c.problem("block %s: this node has no address for a tunnel", b)
 			return
 		}
 		v6 = o
-		c.used[o] = true
+		c.used[o] = c.used[o] || mode == fabric.VXLAN
+	}
+	if mode == fabric.UDP {
+		c.udp().Addrs = append(c.udp().Addrs, b.Addr())
 	}
 	home, ok := c.home(v6)
-	if !ok && pool.EffectiveMode() != fabric.VXLAN {
+	if !ok && mode != fabric.VXLAN && mode != fabric.UDP {
 		home, ok = c.home(!v6) // IPv4 blocks over an IPv6 network
 	}
 	if !ok {
 		c.problem("block %s: this node's address is on no link now", b)
 		return
 	}
-	mtu := smaller(home.MTU, pool.MTU)
-	if pool.EffectiveMode() == fabric.VXLAN {
-		mtu = smaller(home.MTU-overhead(v6), pool.MTU)
-	}
+	mtu := smaller(home.MTU-c.added(mode, v6), pool.MTU)
 	if b.Addr().Is6() && mtu < fabric.MinMTU {
 		c.problem("block %s: %d bytes are left for a packet, IPv6 needs %d", b, mtu, fabric.MinMTU)
 	}
 	c.plan.PodMTU = smaller(c.plan.PodMTU, mtu)
+}
+
+// added is what a mode adds to a packet, in bytes.
+func (c *compiler) added(mode fabric.Mode, v6 bool) int {
+	switch {
+	case mode == fabric.VXLAN:
+		return overhead(v6)
+	case mode == fabric.UDP && v6:
+		return udpOverhead6
+	case mode == fabric.UDP:
+		return udpOverhead4
+	}
+	return 0
 }
 
 func overhead(v6 bool) int {
@@ -153,6 +171,8 @@ func (c *compiler) peer(n fabric.Node) {
 				way = c.viaVXLAN(n, b, pool)
 			case fabric.HostGW:
 				way = c.direct(n, b, pool)
+			case fabric.UDP:
+				way = c.viaUDP(n, b, pool)
 			}
 		}
 		p.Ways = append(p.Ways, way)

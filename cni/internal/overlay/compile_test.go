@@ -88,6 +88,7 @@ nodes:
 			},
 		},
 		"bridge": {text: pool("mode: vxlan") + v4nodes, links: []overlay.Link{eth, link("cni0", 5, 1450, true, "10.244.1.1/24")}},
+		"udp":    {text: pool("mode: udp") + dualNodes, links: []overlay.Link{eth}},
 		"none":   {text: pool("mode: none") + v4nodes, links: []overlay.Link{eth}},
 		"v6-only": {
 			text: pool("mode: vxlan") + `

@@ -58,6 +58,8 @@ type Plan struct {
 	Neighs  []Neigh
 	Entries []Entry
 	Routes  []Route
+	// UDP is the agent's own tunnel; nil where no pool has that mode.
+	UDP *UDP
 	// VTEPs are the only sources from which the devices take packets.
 	VTEPs []netip.Addr
 	// PodMTU is that of pods' interfaces, the smallest of all ways out of this node; 0: not known.
@@ -83,6 +85,25 @@ type Device struct {
 	MTU int
 	// Addrs are the first addresses of the node's blocks: the source of the node's own packets to pods elsewhere.
 	Addrs []netip.Addr
+}
+
+// UDPName is the link of mode udp.
+const UDPName = "berth.udp"
+
+// UDP is a TUN device whose packets the agent wraps itself.
+type UDP struct {
+	Port uint16
+	// Local are the node's addresses that are sent from; MTU is that of the device, 0 for not known now.
+	Local []netip.Addr
+	MTU   int
+	Addrs []netip.Addr
+	Peers []UDPPeer
+}
+
+// UDPPeer is where packets for a block go, and the only place from which packets of that block are taken.
+type UDPPeer struct {
+	Block netip.Prefix
+	Dst   netip.Addr
 }
 
 // Neigh binds a gateway, which is the first address of another node's block, to the MAC of its VTEP.
@@ -136,6 +157,15 @@ func (p *Plan) String() string {
 			line("addr %s dev %s", netip.PrefixFrom(a, a.BitLen()), d.Name)
 		}
 	}
+	if u := p.UDP; u != nil {
+		line("tun %s port %d local %v mtu %d", UDPName, u.Port, u.Local, u.MTU)
+		for _, a := range u.Addrs {
+			line("addr %s dev %s", netip.PrefixFrom(a, a.BitLen()), UDPName)
+		}
+		for _, p := range u.Peers {
+			line("wrap %s to %s", p.Block, p.Dst)
+		}
+	}
 	for _, n := range p.Neighs {
 		line("neigh %s lladdr %s dev %s", n.Addr, n.MAC, n.Dev)
 	}
@@ -170,7 +200,10 @@ func (r Route) String() string {
 		if len(r.Hops) > 1 {
 			s += " nexthop"
 		}
-		s += " via " + h.Via.String() + " dev " + h.Dev
+		if h.Via.IsValid() {
+			s += " via " + h.Via.String()
+		}
+		s += " dev " + h.Dev
 		if h.OnLink {
 			s += " onlink"
 		}

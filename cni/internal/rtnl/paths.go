@@ -41,6 +41,8 @@ func (p Paths) header(typ, flags uint16) *nlwire.Builder {
 	kind, scope := byte(unix.RTN_UNICAST), byte(unix.RT_SCOPE_UNIVERSE)
 	if len(p.Hops) == 0 {
 		kind = unix.RTN_UNREACHABLE
+	} else if !p.Hops[0].Via.IsValid() {
+		scope = unix.RT_SCOPE_LINK
 	}
 	if typ == unix.RTM_DELROUTE {
 		kind, scope = unix.RTN_UNSPEC, unix.RT_SCOPE_NOWHERE
@@ -58,6 +60,9 @@ func (p Paths) header(typ, flags uint16) *nlwire.Builder {
 }
 
 func (p Paths) gateway(m *nlwire.Builder, h Hop) {
+	if !h.Via.IsValid() {
+		return // on the link
+	}
 	if h.Via.Is4() == p.Dst.Addr().Is4() {
 		m.Bytes(unix.RTA_GATEWAY, h.Via.AsSlice())
 		return

@@ -30,7 +30,7 @@ func reachesNow(from *netlab.NS, to string, size int) bool {
 
 // TestChanges is a cluster's life, in each mode.
 func TestChanges(t *testing.T) {
-	for _, pool := range []string{"mode: vxlan", "mode: vxlan, direct: true", "mode: host-gw"} {
+	for _, pool := range []string{"mode: vxlan", "mode: vxlan, direct: true", "mode: host-gw", "mode: udp"} {
 		t.Run(strings.NewReplacer(" ", "", ":", "", ",", "-").Replace(pool), func(t *testing.T) {
 			t.Parallel()
 			far := !strings.Contains(pool, "host-gw")

@@ -26,6 +26,9 @@ func TestModes(t *testing.T) {
 		{"bgp-v4", "mode: bgp", true, false, false, 1500},
 		{"bgp-v6", "mode: bgp", false, true, false, 1500},
 		{"bgp-dual", "mode: bgp", true, true, false, 1500},
+		{"udp-v4", "mode: udp", true, false, true, 1472},
+		{"udp-v6", "mode: udp", false, true, true, 1452},
+		{"udp-dual", "mode: udp", true, true, true, 1452},
 		{"mtu", "mode: vxlan, mtu: 1300", true, true, true, 1300},
 	} {
 		t.Run(c.name, func(t *testing.T) {
