@@ -53,7 +53,7 @@ func (w *watcher) watch(ctx context.Context, s *server.BgpServer) error {
 		OnBestPath:   w.onPaths,
 		OnPathEor:    w.onEOR,
 		OnPeerUpdate: w.onPeer,
-	}, server.WatchBestPath(true), server.WatchEor(true), server.WatchPeer())
+	}, server.WatchBestPath(false), server.WatchEor(false), server.WatchPeer())
 }
 
 func (w *watcher) poke() {
