@@ -29,7 +29,7 @@ import (
 type speaker struct {
 	log       *slog.Logger
 	started   func(context.Context, *server.BgpServer) error // after the start, before the first peer
-	server    *server.BgpServer // nil until the first configuration
+	server    *server.BgpServer                              // nil until the first configuration
 	now       bgp.Config
 	policy    *api.SetPoliciesRequest
 	peers     map[netip.Addr]*api.Peer

@@ -243,7 +243,7 @@ func best(prefix netip.Prefix, paths []*apiutil.Path, c bgp.Config) (out []bgp.P
 		out = append(out, path)
 	}
 	slices.SortFunc(out, func(a, b bgp.Path) int { return a.NextHop.Compare(b.NextHop) })
-	return out[:min(len(out), c.Paths())]
+	return out[:min(len(out), bgp.MaxPathsLimit)] // Config.MaxPaths is the agent's to apply: it changes without a word from a peer
 }
 
 // nextHop is what the attributes say for the path's own family: an UPDATE may carry routes of both, each with its next
