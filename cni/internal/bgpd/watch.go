@@ -169,7 +169,7 @@ func (w *watcher) take() (dirty []netip.Prefix, synced []netip.Addr, states bool
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for p := range w.dirty {
-		if len(dirty) == channel.MaxBatch/4 {
+		if len(dirty) == channel.MaxBatch {
 			w.poke()
 			return dirty, nil, false
 		}
