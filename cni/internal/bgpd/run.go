@@ -30,7 +30,8 @@ type daemon struct {
 // Run speaks BGP as it is told over conn, until told to stop, or conn ends, or ctx does. In the last two cases the
 // agent is gone or was killed, and what it wanted of peers is what a restart wants: they keep our routes.
 func Run(ctx context.Context, conn io.ReadWriter, program string, log *slog.Logger) error {
-	d := &daemon{conn: conn, speaker: newSpeaker(log), watcher: newWatcher()}
+	d := &daemon{conn: conn, watcher: newWatcher()}
+	d.speaker = newSpeaker(log, d.watcher.watch)
 	if err := d.write(channel.ToParent{Hello: &channel.Hello{Version: channel.Version, Program: program}}); err != nil {
 		return err
 	}
@@ -107,11 +108,6 @@ func (d *daemon) set(ctx context.Context, o *channel.Set) (<-chan time.Time, err
 	answer := &channel.Applied{ID: o.ID}
 	if err != nil {
 		answer.Error = err.Error()
-	}
-	if first && d.speaker.server != nil {
-		if err := d.watcher.watch(ctx, d.speaker.server); err != nil {
-			return nil, err
-		}
 	}
 	if err := d.write(channel.ToParent{Applied: answer}); err != nil {
 		return nil, err

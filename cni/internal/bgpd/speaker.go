@@ -28,15 +28,16 @@ import (
 // speaker is gobgp with what it was last told. Its methods are called by one goroutine.
 type speaker struct {
 	log       *slog.Logger
-	server    *server.BgpServer // nil until the first configuration
+	started   func(context.Context, *server.BgpServer) error // after the start, before the first peer
+	server    *server.BgpServer                              // nil until the first configuration
 	now       bgp.Config
 	policy    *api.SetPoliciesRequest
 	peers     map[netip.Addr]*api.Peer
 	restarted map[netip.Addr]bool // peers that are told, until a session is up, that we have restarted
 }
 
-func newSpeaker(log *slog.Logger) *speaker {
-	return &speaker{log: log, peers: map[netip.Addr]*api.Peer{}, restarted: map[netip.Addr]bool{}}
+func newSpeaker(log *slog.Logger, started func(context.Context, *server.BgpServer) error) *speaker {
+	return &speaker{log: log, started: started, peers: map[netip.Addr]*api.Peer{}, restarted: map[netip.Addr]bool{}}
 }
 
 // set makes the speaker what c says. What fails is left out and told in the error; the rest is done. A session whose
@@ -80,6 +81,11 @@ func (s *speaker) start(ctx context.Context, c bgp.Config) error {
 	if err := srv.StartBgp(ctx, &api.StartBgpRequest{Global: g}); err != nil {
 		srv.Stop()
 		return fmt.Errorf("listen on %v port %d: %w", c.Listen, c.ListenPort(), err)
+	}
+	// The library's snapshot for late subscribers leaves routes out: subscribe while there are none.
+	if err := s.started(ctx, srv); err != nil {
+		srv.Stop()
+		return fmt.Errorf("watch: %w", err)
 	}
 	s.server = srv
 	return nil

@@ -53,7 +53,7 @@ func (w *watcher) watch(ctx context.Context, s *server.BgpServer) error {
 		OnBestPath:   w.onPaths,
 		OnPathEor:    w.onEOR,
 		OnPeerUpdate: w.onPeer,
-	}, server.WatchBestPath(true), server.WatchEor(true), server.WatchPeer())
+	}, server.WatchBestPath(false), server.WatchEor(false), server.WatchPeer())
 }
 
 func (w *watcher) poke() {
@@ -169,7 +169,7 @@ func (w *watcher) take() (dirty []netip.Prefix, synced []netip.Addr, states bool
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for p := range w.dirty {
-		if len(dirty) == channel.MaxBatch/4 {
+		if len(dirty) == channel.MaxBatch {
 			w.poke()
 			return dirty, nil, false
 		}
@@ -243,7 +243,7 @@ func best(prefix netip.Prefix, paths []*apiutil.Path, c bgp.Config) (out []bgp.P
 		out = append(out, path)
 	}
 	slices.SortFunc(out, func(a, b bgp.Path) int { return a.NextHop.Compare(b.NextHop) })
-	return out[:min(len(out), c.Paths())]
+	return out[:min(len(out), bgp.MaxPathsLimit)] // Config.MaxPaths is the agent's to apply: it changes without a word from a peer
 }
 
 // nextHop is what the attributes say for the path's own family: an UPDATE may carry routes of both, each with its next

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -203,6 +204,11 @@ func TestBenchRoutes(t *testing.T) {
 				theirs = append(theirs, took)
 			}
 			toKernel(t, p.from, p.to, p.put, "disable sipv4", 0)
+		}
+	}
+	for _, line := range strings.Split(read(t, fmt.Sprintf("/proc/%d/smaps_rollup", child(t, ours.to))), "\n") {
+		if strings.HasPrefix(line, "Pss:") {
+			t.Logf("berth-bgp after %d routes: %s", n, strings.Join(strings.Fields(line), " "))
 		}
 	}
 	a, b := median(mine), median(theirs)

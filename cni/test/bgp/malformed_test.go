@@ -21,11 +21,9 @@ const rawPeers = 48
 func mutations(msg []byte, stride int) (out [][]byte) {
 	for i := 0; i < len(msg); i += stride {
 		for _, b := range []byte{0, 0xff, msg[i] ^ 0x80, msg[i] + 1, msg[i] - 1} {
-			if b != msg[i] {
-				m := bytes.Clone(msg)
-				m[i] = b
-				out = append(out, m)
-			}
+			m := bytes.Clone(msg) // as it was, if that byte is what it was: so their number depends on the length alone
+			m[i] = b
+			out = append(out, m)
 		}
 		if i >= 19 {
 			out = append(out, message(msg[18], msg[19:i]), join(message(msg[18], msg[19:i]), []byte{0xff}))

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	berth "github.com/berth-project/berth/cni/internal/bgp"
 )
 
 // restartCells are about what stays while someone is away.
@@ -21,6 +23,7 @@ func restartCells() []cell {
 		{name: "graceful restart: our child dies", run: childDies},
 		{name: "graceful restart: agent upgrade", run: agentRestarts, slow: true},
 		{name: "graceful restart: nobody returns", run: nobodyReturns, slow: true},
+		{name: "graceful restart: a late peer", run: latePeer, slow: true},
 		{name: "long-lived restart: they are away", run: longLivedTheirs, slow: true},
 		{name: "long-lived restart: we are away", run: longLivedOurs, slow: true},
 		{name: "our leaving is told (Cease)", run: weLeave},
@@ -186,6 +189,20 @@ func agentRestarts(t *testing.T, d speakerDaemon) {
 	time.Sleep(time.Second)
 	noneMissing(t, "we", ours)
 	noneMissing(t, d.name(), theirs)
+}
+
+// latePeer comes up after our restart time is over, while another never does: to it we have not just restarted, and it
+// need not wait for the other's End-of-RIB.
+func latePeer(t *testing.T, d speakerDaemon) {
+	p := graceful(t, d, 3)
+	p.config.Restart.Deferral = 30 * time.Second
+	p.config.Peers = append(p.config.Peers, berth.Peer{Address: ip("10.0.0.77"), ASN: 64777})
+	u := startUs(t, p.us, p.config, []berth.Route{})
+	time.Sleep(5 * time.Second)
+	d.start(t, p.far)
+	eventually(t, 15*time.Second, u.established(p.at.v4))
+	eventually(t, 3*time.Second, hasFar(d, "10.244.1.0/24", nil))
+	eventually(t, 3*time.Second, u.has("10.244.2.0/24", p.at.v4))
 }
 
 func nobodyReturns(t *testing.T, d speakerDaemon) {

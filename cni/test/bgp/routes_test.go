@@ -3,6 +3,7 @@ package bgp
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -222,7 +223,17 @@ func ecmp(t *testing.T, d speakerDaemon) {
 	}
 	u := startUs(t, l[0], c, nil)
 	eventually(t, 25*time.Second, u.has("10.244.99.0/24", l[1].v4, l[2].v4))
-	c.MaxPaths = 1
+	for _, limit := range []int{1, 0} {
+		c.MaxPaths = limit
+		if err := u.Set(c); err != nil {
+			t.Fatal(err)
+		}
+		hops := []netip.Addr{l[1].v4, l[2].v4}
+		if limit > 0 {
+			hops = hops[:limit]
+		}
+		eventually(t, 5*time.Second, u.has("10.244.99.0/24", hops...))
+	}
 	both[0].crash()
 	eventually(t, 15*time.Second, u.has("10.244.99.0/24", l[2].v4))
 }

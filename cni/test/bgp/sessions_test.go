@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -142,14 +143,13 @@ func collision(t *testing.T, d speakerDaemon) {
 		if err != nil || !up || now != epoch {
 			t.Fatalf("the session does not last: %v, %q then %q (%v)", up, epoch, now, err)
 		}
-		// The link goes for as long as the hold time, and when it is back both connect.
-		p.us.sh(t, "ip link set eth0 down")
-		time.Sleep(200 * time.Millisecond)
 		if err := u.Set(berth.Config{}); err != nil {
 			t.Fatal(err)
 		}
-		p.us.sh(t, "ip link set eth0 up")
-		p.us.sh(t, "ip addr replace "+p.us.v6.String()+"/64 dev eth0 nodad")
+		eventually(t, 5*time.Second, func() error {
+			up, _, err := d.established(p.us.v4)
+			return errors.Join(err, want("their session", up, false), want("our child", u.Status().Running, false))
+		})
 		if err := u.Set(p.config); err != nil {
 			t.Fatal(err)
 		}

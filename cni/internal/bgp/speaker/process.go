@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 	"unicode"
 
 	"golang.org/x/sys/unix"
@@ -79,12 +80,13 @@ func (p *process) wait(said io.Reader, log *slog.Logger) {
 	}
 }
 
-// maxLines of one child are logged; a panic's first line is kept however late it comes.
-const maxLines = 1000
+// linesPerMinute of a child are logged, because peers can make it say much; a panic's first line is kept in any case.
+const linesPerMinute = 60
 
 func (p *process) listen(said io.Reader, log *slog.Logger) {
 	r := bufio.NewReaderSize(said, 1024)
-	for n := 0; ; n++ {
+	minute, n := time.Time{}, 0
+	for {
 		line, err := r.ReadSlice('\n')
 		text := clean(line)
 		if strings.HasPrefix(text, "panic: ") || strings.HasPrefix(text, "fatal error: ") {
@@ -92,8 +94,16 @@ func (p *process) listen(said io.Reader, log *slog.Logger) {
 			p.panic = text
 			p.mu.Unlock()
 		}
-		if n < maxLines && text != "" {
-			log.Warn("berth-bgp says", "line", text)
+		if now := time.Now(); now.Sub(minute) >= time.Minute {
+			if n > linesPerMinute {
+				log.Warn("berth-bgp said more than is logged", "lines", n-linesPerMinute)
+			}
+			minute, n = now, 0
+		}
+		if text != "" {
+			if n++; n <= linesPerMinute {
+				log.Warn("berth-bgp says", "line", text)
+			}
 		}
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			return

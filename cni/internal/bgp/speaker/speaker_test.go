@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -71,6 +72,7 @@ func children() map[string]func() error {
 		"flood":        flood,
 		"nameless":     says(learned, &channel.ToParent{Peers: &channel.Peers{Peers: []bgp.PeerStatus{{Address: ip("10.0.0.66"), State: bgp.SessionEstablished}, {Address: ip("10.0.0.2"), Name: "\x1b[2J", State: bgp.SessionEstablished}}}}),
 		"introspector": introspect,
+		"babbler":      babble,
 	}
 }
 
@@ -96,6 +98,14 @@ func flood() error {
 		_, err = c.Write(b)
 	}
 	return err
+}
+
+// babble says much, and in the end why it dies.
+func babble() error {
+	for i := range 5000 {
+		fmt.Fprintf(os.Stderr, "line %d of \x1b[31mmany\n", i)
+	}
+	return errors.New("enough")
 }
 
 // introspect reports, as its last words, what it can do and see.
@@ -232,6 +242,34 @@ func TestOtherChildren(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestBabbler(t *testing.T) {
+	var log lines
+	s := run(t, "babbler", &log)
+	if err := s.Set(config()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, s, "it dies", func() bool { return s.Status().LastDeath != "" })
+	if !strings.Contains(s.Status().LastDeath, "panic: enough") {
+		t.Errorf("%q", s.Status().LastDeath)
+	}
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	if n := strings.Count(log.b.String(), " of "); n == 0 || n > linesPerMinute*(1+s.Status().Restarts) || strings.Contains(log.b.String(), "\x1b") {
+		t.Errorf("%d lines are logged:\n%.2000s", n, log.b.String())
+	}
+}
+
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
 }
 
 func TestLiar(t *testing.T) {

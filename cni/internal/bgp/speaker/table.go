@@ -17,11 +17,15 @@ const withoutRestart = 10 * time.Second
 
 // table is what is known of routes: live, from the child that runs, and kept, from children before it. It is pure but
 // for the times it is given.
+//
+// live is what is admitted of reported. The whole report is held, because a configuration that admits less may be
+// followed by one that admits it again before the child has heard of either: then the child has nothing to say.
 type table struct {
-	config  bgp.Config
-	live    map[netip.Prefix]bgp.Route
-	kept    map[netip.Prefix]keptRoute
-	refused uint64
+	config   bgp.Config
+	reported map[netip.Prefix]bgp.Route
+	live     map[netip.Prefix]bgp.Route
+	kept     map[netip.Prefix]keptRoute
+	refused  uint64
 }
 
 type keptRoute struct {
@@ -30,7 +34,7 @@ type keptRoute struct {
 }
 
 func newTable() *table {
-	return &table{live: map[netip.Prefix]bgp.Route{}, kept: map[netip.Prefix]keptRoute{}}
+	return &table{reported: map[netip.Prefix]bgp.Route{}, live: map[netip.Prefix]bgp.Route{}, kept: map[netip.Prefix]keptRoute{}}
 }
 
 // keep takes over what an earlier agent left.
@@ -50,12 +54,8 @@ func (t *table) configure(c bgp.Config, now time.Time) {
 		}
 		t.put(p, k)
 	}
-	for p, r := range t.live {
-		if r = t.admitted(r); len(r.Paths) == 0 {
-			delete(t.live, p)
-		} else {
-			t.live[p] = r
-		}
+	for _, r := range t.reported {
+		t.admit(r)
 	}
 }
 
@@ -77,33 +77,37 @@ func (t *table) put(p netip.Prefix, k keptRoute) {
 // apply takes the child's difference in, route by route, and refuses what it may not say.
 func (t *table) apply(r *channel.Routes) {
 	for _, p := range r.Withdrawn {
+		delete(t.reported, p)
 		delete(t.live, p)
 		delete(t.kept, p)
 	}
 	for _, x := range r.Changed {
-		n := len(x.Paths)
-		x = t.admitted(x)
-		t.refused += uint64(n - len(x.Paths))
-		_, known := t.live[x.Prefix]
-		switch {
-		case len(x.Paths) == 0:
-			delete(t.live, x.Prefix)
-		case !known && len(t.live) >= maxRoutes:
+		if _, known := t.reported[x.Prefix]; !known && len(t.reported) >= maxRoutes {
 			t.refused++
-		default:
-			t.live[x.Prefix] = x
-			delete(t.kept, x.Prefix)
+			continue
 		}
+		t.reported[x.Prefix] = x
+		t.refused += uint64(t.admit(x))
 	}
 }
 
-// admitted is r with the paths that its peers may have told, and that packets can go.
-func (t *table) admitted(r bgp.Route) bgp.Route {
-	r.Paths = slices.DeleteFunc(slices.Clone(r.Paths), func(p bgp.Path) bool {
-		return !t.config.Admits(p.Peer, r.Prefix) || p.Plausible(r.Prefix) != nil
-	})
+// admit makes live what of a report is admitted, and counts the paths that are not: those whose peers may not have told
+// them, or that no packet can go.
+func (t *table) admit(r bgp.Route) (refused int) {
+	no := func(p bgp.Path) bool { return !t.config.Admits(p.Peer, r.Prefix) || p.Plausible(r.Prefix) != nil }
+	if slices.ContainsFunc(r.Paths, no) {
+		n := len(r.Paths)
+		r.Paths = slices.DeleteFunc(slices.Clone(r.Paths), no)
+		refused = n - len(r.Paths)
+	}
 	r.Paths = r.Paths[:min(len(r.Paths), t.config.Paths())]
-	return r
+	if len(r.Paths) == 0 {
+		delete(t.live, r.Prefix)
+		return refused
+	}
+	t.live[r.Prefix] = r
+	delete(t.kept, r.Prefix)
+	return refused
 }
 
 // synced drops what was kept of peers that have said all they know.
@@ -120,6 +124,7 @@ func (t *table) strand(now time.Time) {
 		t.kept[p] = keptRoute{route: stale(r), until: now.Add(t.keepTime())}
 	}
 	clear(t.live)
+	clear(t.reported)
 }
 
 // expire drops what was kept for long enough, and says whether there was any.
