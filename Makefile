@@ -132,8 +132,9 @@ bench-net: setup build tools ## berth-netd against flannel, interleaved; writes 
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-net
 
 .PHONY: torture
-torture: setup build tools ## Kill the daemon 125 times and a shim 75 times under load, and both at every failpoint
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./torture
+torture: setup build tools ## Kill the daemon 500 times and a shim 200 times under load, at every failpoint, and in a model of the CRI; writes out/torture.json
+	@mkdir -p $(OUT)
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 60m -v ./torture
 
 .PHONY: torture-cni
 torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboots without DEL, fuzzing of all input

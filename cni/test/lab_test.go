@@ -220,9 +220,12 @@ func (n *node) run(c call) (out []byte, err error) {
 	return stdout.Bytes(), err
 }
 
+// backend is a JSON member with a leading comma: where rules go, for the tests that are run for each.
+var backend string
+
 // conf is a configuration with the node's state directory; extra is JSON members with a leading comma.
 func (n *node) conf(version, extra string) string {
-	return fmt.Sprintf(`{"cniVersion":%q,"name":"podnet","type":"berth","stateDir":%q%s}`, version, n.state, extra)
+	return fmt.Sprintf(`{"cniVersion":%q,"name":"podnet","type":"berth","stateDir":%q%s%s}`, version, n.state, backend, extra)
 }
 
 const dual = `,"ranges":[{"subnet":"10.99.0.0/24"},{"subnet":"fd99::/64"}]`

@@ -192,6 +192,20 @@ func TestHostPorts(t *testing.T) {
 	expect(t, "the first owner, after the second was refused", n.outside, "tcp", nodeIP4, 8080, outIP4)
 }
 
+// TestHostIPFirst: a mapping of one address of the node comes before one of all, whoever was first.
+func TestHostIPFirst(t *testing.T) {
+	n := newNode(t)
+	n.sh(t, "ip addr add 192.0.2.9/24 dev up0")
+	const all = `,"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`
+	const one = `,"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":81,"protocol":"tcp","hostIP":"192.0.2.9"}]}`
+	a, b := n.addPod(t, "a", dual+all), n.addPod(t, "b", dual+one)
+	a.serve(t, 80)
+	expect(t, "all addresses", n.outside, "tcp", nodeIP4, 8080, outIP4)
+	expect(t, "one address, whose pod does not listen", n.outside, "tcp", "192.0.2.9", 8080, "-")
+	b.serve(t, 81)
+	expect(t, "one address", n.outside, "tcp", "192.0.2.9", 8080, outIP4)
+}
+
 // TestUDPFlowMoves talks from one source port without pause while the host port's owner changes.
 func TestUDPFlowMoves(t *testing.T) {
 	n := newNode(t)

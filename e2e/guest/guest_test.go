@@ -72,3 +72,8 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 func TestCritest(t *testing.T) {
 	suite(t, "./critest", 40*time.Minute, "-test.run", "TestSuite")
 }
+
+// TestAppArmor asks containers what the runtime's own AppArmor profile lets them do.
+func TestAppArmor(t *testing.T) {
+	suite(t, "./lsm", 15*time.Minute, "-test.run", "TestDefaultProfile")
+}

@@ -129,7 +129,7 @@ func furnish(node string) error {
 func FromEnv(name string) (*Lab, error) {
 	bin, tools := os.Getenv("BERTH_BIN"), os.Getenv("BERTH_TOOLS")
 	for _, dir := range []struct{ name, path, has, how string }{
-		{"BERTH_BIN", bin, "berth-cri", "make build"}, {"BERTH_TOOLS", tools, "kubelet", "make tools"},
+		{"BERTH_BIN", bin, "berth-cri", "make build"}, {"BERTH_TOOLS", tools, "busybox-sh", "make tools"},
 	} {
 		if dir.path == "" {
 			return nil, fmt.Errorf("%s is not set: it names the absolute directory that `%s` filled; `make test-e2e` sets it", dir.name, dir.how)

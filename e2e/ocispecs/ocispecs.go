@@ -7,7 +7,9 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,8 +85,11 @@ func (c *Collector) run() error {
 				continue
 			}
 			s, err := c.read(e.Name())
-			if err != nil {
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errPartial) {
 				continue // half written, or gone already
+			}
+			if err != nil {
+				return fmt.Errorf("container %s: %w", e.Name(), err)
 			}
 			k, err := s.Key()
 			if err != nil {
@@ -95,6 +100,9 @@ func (c *Collector) run() error {
 	}
 }
 
+// errPartial is a spec that is being written.
+var errPartial = errors.New("not whole yet")
+
 func (c *Collector) read(id string) (*Shape, error) {
 	b, err := os.ReadFile(filepath.Join(c.root, "containers", id, "spec.json"))
 	if err != nil {
@@ -102,7 +110,7 @@ func (c *Collector) read(id string) (*Shape, error) {
 	}
 	var sp specs.Spec
 	if err := json.Unmarshal(b, &sp); err != nil {
-		return nil, err
+		return nil, errors.Join(errPartial, err)
 	}
 	record, err := os.ReadFile(filepath.Join(c.root, "records", "container", id))
 	if err != nil {

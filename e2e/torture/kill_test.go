@@ -25,7 +25,7 @@ func times(few, all int) int {
 func TestTortureDaemon(t *testing.T) {
 	var took []time.Duration
 	under(t, 4, &ledger{}, func(ctx context.Context) error {
-		for range times(5, 100) {
+		for range times(5, 500) {
 			time.Sleep(time.Duration(50+rand.IntN(700)) * time.Millisecond)
 			d, err := killDaemon(ctx)
 			if err != nil {
@@ -42,7 +42,7 @@ func TestTortureDaemon(t *testing.T) {
 func TestTortureShim(t *testing.T) {
 	killed := 0
 	under(t, 4, &ledger{shimDies: true}, func(context.Context) error {
-		for range times(4, 50) {
+		for range times(4, 200) {
 			time.Sleep(time.Duration(200+rand.IntN(500)) * time.Millisecond)
 			killed += killShim()
 		}
@@ -75,7 +75,12 @@ func TestTortureBoth(t *testing.T) {
 
 func killDaemon(ctx context.Context) (time.Duration, error) {
 	node.process().Kill()
-	return node.start(ctx, nil)
+	total.add(daemonKills, 1)
+	took, err := node.start(ctx, nil)
+	if err != nil || took > time.Second {
+		total.add(startFailures, 1)
+	}
+	return took, err
 }
 
 // killShim kills one supervisor, if there is any.
@@ -87,6 +92,7 @@ func killShim() int {
 	if err := unix.Kill(pids[rand.IntN(len(pids))], unix.SIGKILL); err != nil {
 		return 0
 	}
+	total.add(shimKills, 1)
 	return 1
 }
 
@@ -154,7 +160,7 @@ func TestSilentShim(t *testing.T) {
 	}
 	for i, r := range all {
 		if err := r.leave(ctx, l, 40+i); err != nil {
-			l.fault("%s: %v", r.p.name, err)
+			l.fault(otherFaults, "%s: %v", r.p.name, err)
 		}
 	}
 	for _, f := range l.faults {

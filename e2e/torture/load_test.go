@@ -38,7 +38,8 @@ type ledger struct {
 	faults   []string
 }
 
-func (l *ledger) fault(format string, args ...any) {
+func (l *ledger) fault(sort, format string, args ...any) {
+	total.add(sort, 1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.faults = append(l.faults, fmt.Sprintf(format, args...))
@@ -98,12 +99,13 @@ func life(ctx context.Context, n *machine, l *ledger, name string) error {
 		}
 	}
 	if ip, err := p.address(ctx); err != nil || ip != p.ip {
-		l.fault("pod %s has address %q, had %q (%v)", name, ip, p.ip, err)
+		l.fault(restarted, "pod %s has address %q, had %q (%v)", name, ip, p.ip, err)
 	}
 	l.give(p.ip)
 	if err := p.remove(ctx); err != nil {
 		return fmt.Errorf("pod %s: %w", name, err)
 	}
+	total.add(podLives, 1)
 	l.mu.Lock()
 	l.lives++
 	l.mu.Unlock()
@@ -145,11 +147,11 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 		return err
 	}
 	if int(st.GetExitCode()) != code {
-		l.fault("container %s of pod %s ended with %d (%s: %s), want %d", name, p.name, st.GetExitCode(), st.GetReason(), st.GetMessage(), code)
+		l.fault(wrongExits, "container %s of pod %s ended with %d (%s: %s), want %d", name, p.name, st.GetExitCode(), st.GetReason(), st.GetMessage(), code)
 	}
 	n, rest, err := lines(log)
 	if err != nil || count >= 0 && n != count || stop != (len(rest) == 1 && rest[0] == "goodbye") {
-		l.fault("container %s of pod %s: %d lines and %q, want %d (%v)", name, p.name, n, rest, count, err)
+		l.fault(lostLog, "container %s of pod %s: %d lines and %q, want %d (%v)", name, p.name, n, rest, count, err)
 	}
 	return nil
 }
@@ -204,17 +206,17 @@ func (r *resident) process() (string, error) {
 // leave checks that a resident has lived on undisturbed, and ends it.
 func (r *resident) leave(ctx context.Context, l *ledger, code int) error {
 	if proc, err := r.process(); err != nil || proc != r.proc {
-		l.fault("%s is %s, was %s (%v)", r.p.name, proc, r.proc, err)
+		l.fault(restarted, "%s is %s, was %s (%v)", r.p.name, proc, r.proc, err)
 	}
 	st, err := r.p.status(ctx, r.id)
 	if err != nil {
 		return err
 	}
 	if st.GetState() != cri.ContainerState_CONTAINER_RUNNING {
-		l.fault("%s is %s, code %d", r.p.name, st.GetState(), st.GetExitCode())
+		l.fault(restarted, "%s is %s, code %d", r.p.name, st.GetState(), st.GetExitCode())
 	}
 	if ip, err := r.p.address(ctx); err != nil || ip != r.p.ip {
-		l.fault("%s has address %q, had %q (%v)", r.p.name, ip, r.p.ip, err)
+		l.fault(restarted, "%s has address %q, had %q (%v)", r.p.name, ip, r.p.ip, err)
 	}
 	out := ""
 	if err := again(ctx, "ExecSync", func(ctx context.Context) error {
@@ -222,7 +224,7 @@ func (r *resident) leave(ctx context.Context, l *ledger, code int) error {
 		out = string(x.GetStdout())
 		return err
 	}); err != nil || out != "here\n" {
-		l.fault("exec in %s says %q (%v)", r.p.name, out, err)
+		l.fault(otherFaults, "exec in %s says %q (%v)", r.p.name, out, err)
 	}
 	if err := r.p.stop(ctx, r.id, 20*time.Second); err != nil {
 		return err
@@ -231,11 +233,11 @@ func (r *resident) leave(ctx context.Context, l *ledger, code int) error {
 		return err
 	}
 	if int(st.GetExitCode()) != code {
-		l.fault("%s ended with %d (%s: %s), want %d", r.p.name, st.GetExitCode(), st.GetReason(), st.GetMessage(), code)
+		l.fault(wrongExits, "%s ended with %d (%s: %s), want %d", r.p.name, st.GetExitCode(), st.GetReason(), st.GetMessage(), code)
 	}
 	n, rest, err := lines(r.p.config.GetLogDirectory() + "/main.log")
 	if err != nil || n == 0 || len(rest) != 1 || rest[0] != "goodbye" {
-		l.fault("%s: %d lines, then %q (%v)", r.p.name, n, rest, err)
+		l.fault(lostLog, "%s: %d lines, then %q (%v)", r.p.name, n, rest, err)
 	}
 	return r.p.remove(ctx)
 }
@@ -262,21 +264,21 @@ func under(t *testing.T, workers int, l *ledger, disturb func(ctx context.Contex
 				}
 				one, cancel := context.WithTimeout(ctx, 90*time.Second)
 				if err := life(one, node, l, fmt.Sprintf("w%d-%d", w, i)); err != nil {
-					l.fault("%v", err)
+					l.fault(otherFaults, "%v", err)
 				}
 				cancel()
 			}
 		})
 	}
 	if err := disturb(ctx); err != nil {
-		l.fault("%v", err)
+		l.fault(otherFaults, "%v", err)
 		cancel() // nobody need wait for a daemon that does not come back
 	}
 	close(stop)
 	wg.Wait()
 	for i, r := range residents {
 		if err := r.leave(ctx, l, 40+i); err != nil {
-			l.fault("%s: %v", r.p.name, err)
+			l.fault(otherFaults, "%s: %v", r.p.name, err)
 		}
 	}
 	t.Logf("%d pods lived meanwhile; a dying shim took %d starts along", l.lives, l.startErr)

@@ -78,7 +78,7 @@ func rules() []rule {
 		{
 			path: "cri/internal/pod",
 			own: append(leaves, "proto/shim", "cri/internal/spec", "cri/internal/shims", "cri/internal/cgroup",
-				"cri/internal/network", "cri/internal/image", "cri/internal/rootfs", "cri/internal/cdi", "cri/internal/ldcache"),
+				"cri/internal/network", "cri/internal/image", "cri/internal/rootfs", "cri/internal/apparmor", "cri/internal/cdi", "cri/internal/ldcache"),
 			foreignIsFree: true, ban: []string{grpc, osExec, http},
 		},
 		// pure: what it needs of the machine is in its Input; of cgroup it uses the check of a key's name
@@ -88,6 +88,7 @@ func rules() []rule {
 		},
 		{path: "cri/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
 		adapter("cri/internal/cgroup"),
+		{path: "cri/internal/apparmor", own: append(leaves, "proto/errs"), ban: []string{grpc, http}},
 		adapter("cri/internal/cdi"),
 		{path: "cri/internal/ldcache", ban: []string{osPkg, osExec, http, grpc}},
 		adapter("cri/internal/machine"),

@@ -96,6 +96,7 @@ func starters() map[string]string {
 		"cri/internal/shims/shim.go":                       "berth-shim",
 		"cni/internal/bgp/speaker/process.go":              "berth-bgp, as another user",
 		"cni/internal/delegate/delegate.go":                "an IPAM plugin that is not built in, as the specification says",
+		"cri/internal/apparmor/apparmor.go":                "apparmor_parser, which compiles and loads a profile, where AppArmor is active",
 		"cni/internal/iptables/iptables.go":                "iptables-save and iptables-restore, where the configuration asks for iptables",
 		"deviceplugin/internal/mps/daemon.go":              "nvidia-cuda-mps-control, by berth-gpu itself, and to ask it",
 		"shim/internal/seccomp/gen/main.go":                "go list, on a developer's machine",

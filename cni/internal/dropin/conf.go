@@ -132,6 +132,9 @@ func (c *Call) backend(key, value, forced string) (ipt bool, err error) {
 	return ipt, err
 }
 
+// NodeBackend says whether the node's file sends all rules of which nothing else is said to iptables.
+func NodeBackend() (ipt bool, err error) { return chosen("backend", "", "") }
+
 // chosen is where an attachment's rules go: what the configuration says, else what the node's file says, else
 // nftables. forced names a key that only iptables has, and that decides.
 func chosen(key, value, forced string) (ipt bool, err error) {

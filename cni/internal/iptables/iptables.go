@@ -70,6 +70,10 @@ type Change struct {
 	Jumps  []Jump
 }
 
+// tables are those in which rules can be, in the order in which they are changed: what a rule in the last one lets through is
+// guarded by the first.
+var tables = []string{"raw", "filter", "nat"}
+
 // ChainName is upstream's name of an attachment's chain: 28 characters of prefix and hash.
 func ChainName(prefix, network, containerID string) string {
 	return fmt.Sprintf("%s%x", prefix, sha512.Sum512([]byte(network+containerID)))[:28]
@@ -84,7 +88,7 @@ func Comment(prefix, network, containerID string) string {
 // done. Own chains are always written: their rules are many and read back in other words.
 func (c Change) Compile(saved string) string {
 	var out strings.Builder
-	for _, table := range []string{"filter", "nat"} {
+	for _, table := range tables {
 		var heads, lines []string
 		for _, s := range c.Shared {
 			if s.Table == table && !hasChain(saved, s) {
@@ -150,7 +154,7 @@ func find(saved string, m Mark) []string {
 // compileRemoval makes the transaction that takes rules out of what iptables-save said.
 func (r *Family) compileRemoval(saved string) string {
 	var out strings.Builder
-	for _, table := range []string{"filter", "nat"} {
+	for _, table := range tables {
 		var heads, lines []string
 		for _, m := range r.Marks {
 			if m.Table != table {

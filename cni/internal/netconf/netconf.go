@@ -33,6 +33,8 @@ type Config struct {
 	IPMasq *bool `json:"ipMasq"`
 	// MasqueradeExclude are destinations outside the pools that see the pod's own address all the same.
 	MasqueradeExclude Prefixes `json:"masqueradeExclude"`
+	// Backend is where rules go: "nftables" (the default), or "iptables" on a node that must have it.
+	Backend string `json:"backend"`
 	// MTU of the pod's interface in bytes. Default: that of the device of the node's default route.
 	MTU int `json:"mtu"`
 	// StateDir holds records and pools. It must not survive a reboot to be useful, but may.
@@ -61,6 +63,12 @@ type Config struct {
 	DisableGC              json.RawMessage `json:"disableGC"`
 	LoadOnlyInlinedPlugins json.RawMessage `json:"loadOnlyInlinedPlugins"`
 }
+
+// Backends.
+const (
+	NFTables = "nftables"
+	IPTables = "iptables"
+)
 
 // Range is one pool.
 type Range struct {

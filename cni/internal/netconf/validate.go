@@ -25,6 +25,9 @@ func (c *Config) validate() error {
 	} else if len(c.Name) > MaxName {
 		fail("name %.40s… is %d bytes long, the limit is %d", c.Name, len(c.Name), MaxName)
 	}
+	if c.Backend != "" && c.Backend != NFTables && c.Backend != IPTables {
+		fail("backend %q is neither %q nor %q", c.Backend, NFTables, IPTables)
+	}
 	if c.MTU != 0 && (c.MTU < 68 || c.MTU > 65535) {
 		fail("mtu %d is not between 68 and 65535", c.MTU)
 	}
@@ -142,7 +145,7 @@ func unknownKeys(stdin []byte) error {
 		return DecodeError(err)
 	}
 	known := []string{
-		"cniVersion", "cniVersions", "name", "type", "ranges", "ipMasq", "masqueradeExclude", "mtu",
+		"cniVersion", "cniVersions", "name", "type", "backend", "ranges", "ipMasq", "masqueradeExclude", "mtu",
 		"stateDir", "cooldownSeconds", "importHostLocal", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
 		"disableGC", "loadOnlyInlinedPlugins",
 	}

@@ -3,6 +3,7 @@ package plugin
 import (
 	"errors"
 
+	"github.com/berth-project/berth/cni/internal/dropin"
 	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/podnet"
 	"github.com/berth-project/berth/cni/internal/spec"
@@ -29,6 +30,15 @@ func (c *call) berth() (out []byte, err error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if c.conf.Backend == "" {
+		ipt, err := dropin.NodeBackend()
+		if err != nil {
+			return nil, err
+		}
+		if ipt {
+			c.conf.Backend = netconf.IPTables
+		}
 	}
 	n, err := podnet.Open(c.conf, c.Stderr)
 	if err != nil {

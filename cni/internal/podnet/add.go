@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth/cni/internal/ipam"
+	"github.com/berth-project/berth/cni/internal/iptables"
 	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/netns"
 	"github.com/berth-project/berth/cni/internal/rtnl"
@@ -94,7 +95,13 @@ func (n *Network) attach(rec *state.Record, req *netconf.Request, ns *netns.NS) 
 	if err := n.refuseOverlap(); err != nil {
 		return err
 	}
-	changed, err := n.store.SaveNetwork(state.Network{Name: n.conf.Name, Pools: n.conf.Pools()[len(n.conf.RuntimePools()):], Runtime: n.conf.RuntimePools(), Exclude: n.conf.MasqueradeExclude})
+	if n.legacy() {
+		if err := iptables.Installed(); err != nil {
+			return err
+		}
+		rec.IPTables = legacyRules(rec.Pod, nil) // its names, by which it is removed; the rules follow
+	}
+	changed, err := n.store.SaveNetwork(state.Network{Name: n.conf.Name, Pools: n.conf.Pools()[len(n.conf.RuntimePools()):], Runtime: n.conf.RuntimePools(), Exclude: n.conf.MasqueradeExclude, Legacy: n.legacy()})
 	if err != nil {
 		return err
 	}
@@ -102,14 +109,10 @@ func (n *Network) attach(rec *state.Record, req *netconf.Request, ns *netns.NS) 
 		return err
 	}
 	// 3. Anti-spoofing, masquerade and host ports, before there is a link that could send.
-	small := ruleset.AddPod(rec.Pod)
-	if changed {
-		small = nil
-	}
-	if err := n.checkPorts(rec); err != nil {
+	if err := n.addRules(rec, changed); err != nil {
 		return err
 	}
-	if err := errors.Join(n.rules(small), n.flushFlows(rec, true), addRules.Hit()); err != nil {
+	if err := errors.Join(n.flushFlows(rec, true), addRules.Hit()); err != nil {
 		return err
 	}
 	// 4. The link, its host end, its pod end.
@@ -122,11 +125,36 @@ func (n *Network) attach(rec *state.Record, req *netconf.Request, ns *netns.NS) 
 	return errors.Join(n.store.Commit(rec), addCommit.Hit())
 }
 
+// addRules puts the rules of an attachment of type berth where the network has them. anew says that the table has to be
+// made as a whole.
+func (n *Network) addRules(rec *state.Record, anew bool) error {
+	if n.legacy() {
+		if err := n.conflict(rec); err != nil {
+			return err
+		}
+		rules, err := n.rulesOf(rec)
+		if err != nil {
+			return err
+		}
+		return iptables.Ensure(rules)
+	}
+	if err := n.checkPorts(rec); err != nil {
+		return err
+	}
+	if anew {
+		return n.rules(nil)
+	}
+	return n.rules(ruleset.AddPod(rec.Pod))
+}
+
 // refuseOverlap fails if another network has a subnet that overlaps one of ours without being the same: equal ones
-// share a pool, others would give an address out twice.
+// share a pool, others would give an address out twice. Nor may it have pods of the other backend.
 func (n *Network) refuseOverlap() error {
 	nets, err := n.store.Networks()
 	if err != nil {
+		return err
+	}
+	if err := n.refuseMixture(nets); err != nil {
 		return err
 	}
 	for _, nw := range nets {

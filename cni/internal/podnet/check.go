@@ -27,7 +27,7 @@ func (n *Network) Check(a Attachment) error {
 		return err
 	}
 	defer ns.Close() //nolint:errcheck // read only
-	bad := []error{n.checkPools(rec), n.checkTable(rec), n.checkLimits(rec)}
+	bad := []error{n.checkPools(rec), n.CheckRules(rec), n.checkLimits(rec)}
 	host, found, err := n.link(link)
 	switch {
 	case err != nil:

@@ -59,6 +59,11 @@ func (n *Network) remove(rec *state.Record) error {
 func (n *Network) detach(rec *state.Record) error {
 	// 1. The table: from here on the guard drops whatever the pod sends. If it has to be made again as a whole
 	// that is done below, when the record is gone.
+	if rec.IPTables != nil { // without its rules the pod would be open
+		if err := n.deleteLinks(rec); err != nil {
+			return err
+		}
+	}
 	small, err := n.dropRules(rec)
 	if err != nil {
 		return err

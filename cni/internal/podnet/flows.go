@@ -27,13 +27,16 @@ func (n *Network) checkPorts(rec *state.Record) error {
 		if err != nil || !has {
 			continue // a table that cannot answer is made again below
 		}
-		return n.portTaken(rec)
+		if err := n.conflict(rec); err != nil {
+			return err
+		}
+		return errs.AlreadyExists.Errorf("a host port of container %s is in use", rec.ContainerID)
 	}
 	return nil
 }
 
-// portTaken names the first attachment that has one of rec's host ports.
-func (n *Network) portTaken(rec *state.Record) error {
+// conflict names the first attachment that has one of rec's host ports.
+func (n *Network) conflict(rec *state.Record) error {
 	records, _, err := n.store.List()
 	if err != nil {
 		return err
@@ -51,7 +54,7 @@ func (n *Network) portTaken(rec *state.Record) error {
 			}
 		}
 	}
-	return errs.AlreadyExists.Errorf("a host port of container %s is in use", rec.ContainerID)
+	return nil
 }
 
 // flushFlows forgets the UDP flows to an attachment's host ports. On ADD those are the ones that lead anywhere

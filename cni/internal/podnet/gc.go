@@ -38,6 +38,21 @@ func (n *Network) gc(typ string, valid []netconf.Attachment) error {
 	return errors.Join(bad...)
 }
 
+// statusRules says whether the kernel takes our rules, and puts them back if somebody flushed them.
+func (n *Network) statusRules() error {
+	if n.legacy() {
+		return n.statusLegacy()
+	}
+	ok, err := n.nft.Has(ruleset.Table(), ruleset.Probe())
+	if err == nil && ok {
+		return nil
+	}
+	if err := n.rules(nil); err != nil {
+		return spec.Errorf(spec.CodeUnavailable, "the kernel refuses the table inet %s (NF_TABLES_INET, NFT_NAT, NFT_MASQ, NFT_FIB_INET and NF_CONNTRACK are needed): %w", ruleset.Table().Name, err)
+	}
+	return nil
+}
+
 // Status says whether ADD could be served now: the kernel has what is needed and every range has an address.
 // On its way it collects attachments whose namespace died, and puts the table back if somebody flushed it.
 func (n *Network) Status() error {
@@ -45,10 +60,8 @@ func (n *Network) Status() error {
 		return err
 	}
 	n.collectDead()
-	if ok, err := n.nft.Has(ruleset.Table(), ruleset.Probe()); err != nil || !ok {
-		if err := n.rules(nil); err != nil {
-			return spec.Errorf(spec.CodeUnavailable, "the kernel refuses the table inet %s (NF_TABLES_INET, NFT_NAT, NFT_MASQ, NFT_FIB_INET and NF_CONNTRACK are needed): %w", ruleset.Table().Name, err)
-		}
+	if err := n.statusRules(); err != nil {
+		return err
 	}
 	if err := n.store.End(); err != nil {
 		return err

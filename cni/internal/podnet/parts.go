@@ -72,6 +72,13 @@ func (n *Network) Rules(rec *state.Record, subnets ...netip.Prefix) error {
 	if rec.IPTables != nil {
 		return errors.Join(iptables.Ensure(rec.IPTables), n.flushFlows(rec, true))
 	}
+	nets, err := n.store.Networks()
+	if err != nil {
+		return err
+	}
+	if err := n.refuseMixture(nets); err != nil {
+		return err
+	}
 	changed := false
 	if len(subnets) > 0 {
 		var err error
@@ -122,9 +129,15 @@ func (n *Network) Collect() error {
 // restore makes the table again. On a node that has no attachment with rules it is not made, unless a network of type
 // berth is being served, and one of another schema is taken away.
 func (n *Network) restore() error {
+	if err := n.mendLegacy(); err != nil {
+		return err
+	}
 	d, err := n.desired()
 	if err != nil {
 		return err
+	}
+	if n.legacy() && len(d.Pods) == 0 {
+		return n.dropTable()
 	}
 	if len(n.conf.Ranges) == 0 && !slices.ContainsFunc(d.Pods, func(p ruleset.Pod) bool { return len(ruleset.Elements(p)) > 0 }) {
 		if ok, err := n.nft.Has(ruleset.Table(), ruleset.Probe()); err != nil || !ok {

@@ -8,8 +8,8 @@ import (
 	"github.com/berth-project/berth/cni/internal/nft"
 )
 
-// multicast never leaves as a pod's own traffic.
-func multicast() []netip.Prefix {
+// Multicast are destinations for which a pod's address is never exchanged.
+func Multicast() []netip.Prefix {
 	return []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8"), netip.MustParsePrefix("fe80::/10")}
 }
 

@@ -25,7 +25,7 @@ func TestIntervalsHoldExactlyThePrefixes(t *testing.T) {
 			}
 			has := func(a netip.Addr) bool {
 				in := false
-				for _, e := range intervals("x", append(multicast(), ps...)) {
+				for _, e := range intervals("x", append(Multicast(), ps...)) {
 					k, _ := netip.AddrFromSlice(e.Key)
 					if k.Is4() == a.Is4() && k.Compare(a) <= 0 {
 						in = !e.IntervalEnd

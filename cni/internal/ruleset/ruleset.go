@@ -83,7 +83,7 @@ func Compile(d Desired) []nlwire.Op {
 		ops = append(ops, t.AddChain(c))
 	}
 	ops = append(ops, rules(t)...)
-	es := append(intervals("no-masquerade", append(multicast(), d.NoMasquerade...)), Probe())
+	es := append(intervals("no-masquerade", append(Multicast(), d.NoMasquerade...)), Probe())
 	es = append(es, intervals("bridged", d.Bridged)...)
 	for _, p := range d.Pods {
 		es = append(es, Elements(p)...)

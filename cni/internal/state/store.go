@@ -204,6 +204,8 @@ type Network struct {
 	// Runtime are pools that a runtime asked for, for some attachments.
 	Runtime []netip.Prefix `json:"runtime,omitempty"`
 	Exclude []netip.Prefix `json:"exclude,omitempty"`
+	// Legacy says that its rules are in iptables.
+	Legacy bool `json:"legacy,omitempty"`
 }
 
 // All are the subnets of the network, whoever gives out their addresses.
@@ -225,7 +227,7 @@ func (s *Store) SaveNetwork(n Network) (changed bool, err error) {
 			}
 		}
 		n.Runtime = old.Runtime
-		if !changed && slices.Equal(old.Pools, n.Pools) && slices.Equal(old.Exclude, n.Exclude) {
+		if !changed && slices.Equal(old.Pools, n.Pools) && slices.Equal(old.Exclude, n.Exclude) && old.Legacy == n.Legacy {
 			return false, nil
 		}
 	}

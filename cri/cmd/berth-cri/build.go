@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/berth-project/berth/cri/internal/apparmor"
 	"github.com/berth-project/berth/cri/internal/cgroup"
 	"github.com/berth-project/berth/cri/internal/config"
 	"github.com/berth-project/berth/cri/internal/image"
@@ -84,8 +87,10 @@ func (d *daemon) assemble(conf config.Config, facts machine.Facts, groups *cgrou
 	oci, handlers := handlers(conf)
 	d.pods = pod.New(pod.Config{
 		Root: conf.Root, State: conf.State, OCI: oci, Cgroups: groups, DefaultPod: filepath.Join(conf.Cgroup.Own, "pods"), CDIDirs: conf.CDIDirs,
-		Features: pod.Features{BootID: facts.BootID, LastCap: facts.LastCap, AppArmor: facts.AppArmor, SELinux: facts.SELinux},
-		Log:      d.log, Timeline: d.debug.phase,
+		Features: pod.Features{
+			BootID: facts.BootID, LastCap: facts.LastCap, AppArmor: facts.AppArmor, SELinux: facts.SELinux, AppArmorDefault: defaultProfile(facts, d.log),
+		},
+		Log: d.log, Timeline: d.debug.phase,
 	}, d.store, d.images, d.network)
 	binary, err := shimBinary(conf.Shim.Binary)
 	if err != nil {
@@ -101,8 +106,33 @@ func (d *daemon) assemble(conf config.Config, facts machine.Facts, groups *cgrou
 	d.stats = stats.New(d.pods, groups, conf.Root, d.log)
 	d.server = server.New(d.pods, d.images, d.network, d.stream, d.stats, server.Info{
 		Name: "berth", Version: version, Handlers: handlers, Userns: facts.IDMapped, RRO: facts.RecursiveReadOnly,
+		Verbose: func() map[string]string { return d.condition(facts) },
 	})
 	return nil
+}
+
+// condition is what a verbose Status adds for who looks at the node: what the machine lacks, which records were damaged,
+// how many supervisors do not answer.
+func (d *daemon) condition(facts machine.Facts) map[string]string {
+	b, err := json.Marshal(map[string]any{
+		"lacks": facts.Missing, "quarantinedRecords": d.store.Damaged(), "silentSupervisors": d.shims.Silent(),
+	})
+	if err != nil {
+		b = fmt.Appendf(nil, "%q", err.Error())
+	}
+	return map[string]string{"node": string(b)}
+}
+
+// defaultProfile has the kernel load the AppArmor profile of containers that name none, and returns its name, or nothing.
+func defaultProfile(facts machine.Facts, log *slog.Logger) string {
+	if !facts.AppArmor {
+		return ""
+	}
+	if err := apparmor.Load(context.Background()); err != nil {
+		log.Warn("this machine lacks", "what", "AppArmor's profile "+apparmor.Default+": containers that name none run without one, those that ask for RuntimeDefault are refused", "error", err)
+		return ""
+	}
+	return apparmor.Default
 }
 
 func handlers(conf config.Config) (map[string]pod.OCIRuntime, []string) {

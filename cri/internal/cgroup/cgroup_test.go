@@ -96,6 +96,33 @@ func TestStartInsideAndKill(t *testing.T) {
 
 // The eBPF program is checked by the kernel's verifier and by opening devices, in the unified tree, which any
 // layout has.
+// TestUntouched: a group in which a process was, if only for a moment, is not untouched.
+func TestUntouched(t *testing.T) {
+	l, path := group(t)
+	if l.Unified == "" {
+		t.Skip("no unified tree (Linux 4.15)")
+	}
+	if !l.Untouched(path) {
+		t.Error("a new group is touched")
+	}
+	h, err := l.Open(path, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(h.Unified.Fd())}
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if l.Untouched(path) {
+		t.Error("a group in which a process was is untouched")
+	}
+	if l.Untouched(path + "/none") {
+		t.Error("a group that is not there is untouched")
+	}
+}
+
 func TestDeviceProgram(t *testing.T) {
 	l, path := group(t)
 	rules := []specs.LinuxDeviceCgroup{

@@ -70,6 +70,17 @@ func (l *Layout) Read(path string) (Stats, error) {
 	return l.readV1(path)
 }
 
+// Untouched says that no process was ever in a group: it has none, and has used no time. The unified tree counts that with
+// whatever controllers (cpu.stat in cgroup-v2.rst); without that tree nobody knows.
+func (l *Layout) Untouched(path string) bool {
+	if l.Unified == "" || len(l.Pids(path)) > 0 {
+		return false
+	}
+	cpu, err := keyed(filepath.Join(l.Unified+path, "cpu.stat"))
+	used, counted := cpu["usage_usec"]
+	return err == nil && counted && used == 0
+}
+
 func (l *Layout) readV2(path string) (Stats, error) {
 	dir := l.Unified + path
 	cpu, err := keyed(filepath.Join(dir, "cpu.stat"))

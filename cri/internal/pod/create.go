@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-project/berth/cri/internal/apparmor"
 	"github.com/berth-project/berth/cri/internal/image"
 	"github.com/berth-project/berth/cri/internal/spec"
 	"github.com/berth-project/berth/internal/failpoint"
@@ -142,7 +143,7 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 		ID: c.ID, PodID: p.ID, Sandbox: p.Config, Container: c.Config, Image: img.Config.Config, User: user, Hostname: node,
 		CgroupPath: group, CgroupNS: !sc.GetPrivileged(), Files: m.files(p), LastCap: m.cfg.Features.LastCap,
 		AppArmor: m.cfg.Features.AppArmor, SELinux: m.cfg.Features.SELinux, Default: m.profiles.runtimeDefault, Seccomp: readProfile,
-		Loaded: profileLoaded,
+		Loaded: apparmor.Loaded, AppArmorDefault: m.cfg.Features.AppArmorDefault,
 	}
 	if err := m.hostPaths(c, &in); err != nil {
 		return err
@@ -232,7 +233,7 @@ func (m *Manager) prepare(c *Container) (err error) {
 	if c.raw, err = json.Marshal(c.spec); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "spec.json"), c.raw, 0o600)
+	return os.WriteFile(filepath.Join(dir, specFile), c.raw, 0o600)
 }
 
 // discardContainer takes back what Create made.

@@ -28,6 +28,9 @@ const (
 	// drainLimit is how long output is still read after the process itself has ended, when something it left
 	// behind holds the pipe open.
 	drainLimit = 250 * time.Millisecond
+	// answerSlack is how much longer an exec's start is waited for than its supervisor gives it: it has to see the
+	// process die, or not die.
+	answerSlack = 5 * time.Second
 )
 
 // running is an exec and what must be undone at its end.
@@ -49,10 +52,19 @@ func (r *running) killAll() error {
 	return errors.Join(r.Signal(unix.SIGKILL), r.layout.KillExec(r.group))
 }
 
-// exec starts cmd in a running container, with the container's user, capabilities, seccomp and limits. stdio are
-// the process's own ends by name.
-func (m *Manager) exec(ctx context.Context, c *Container, cmd []string, tty bool, names []string, stdio []*os.File) (*running, error) {
-	if len(cmd) == 0 {
+// command is what is to run in a container.
+type command struct {
+	args  []string
+	tty   bool
+	names []string      // of stdio: v1.HandleStdin, …
+	stdio []*os.File    // the process's own ends
+	limit time.Duration // the time it has to its end; 0 is any
+}
+
+// exec starts a command in a running container, with the container's user, capabilities, seccomp and limits. It is not cut
+// in the middle when ctx ends, since then nobody would own the process; its supervisor is told how long it may take.
+func (m *Manager) exec(ctx context.Context, c *Container, cmd command) (*running, error) {
+	if len(cmd.args) == 0 {
 		return nil, errs.InvalidArgument.Errorf("exec: the command is empty")
 	}
 	if st := c.State().CRI(); st != cri.ContainerState_CONTAINER_RUNNING {
@@ -78,12 +90,17 @@ func (m *Manager) exec(ctx context.Context, c *Container, cmd []string, tty bool
 		return nil, err
 	}
 	defer handles.Close()
-	raw, err := json.Marshal(execProcess(c.spec.Process, cmd, tty))
+	raw, err := json.Marshal(execProcess(c.spec.Process, cmd.args, cmd.tty))
 	if err != nil {
 		return nil, err
 	}
-	req := v1.Exec{Container: c.ID, ID: id, Process: raw, Seccomp: c.seccomp, Stdio: names}
-	if r.Process, err = m.shims.Exec(ctx, req, handles, stdio); err != nil {
+	req := v1.Exec{Container: c.ID, ID: id, Process: raw, Seccomp: c.seccomp, Stdio: cmd.names, Limit: planLimit}
+	if cmd.limit > 0 {
+		req.Limit = min(cmd.limit, planLimit)
+	}
+	begin, done := m.detach(ctx, req.Limit+answerSlack)
+	defer done()
+	if r.Process, err = m.shims.Exec(begin, req, handles, cmd.stdio); err != nil {
 		return nil, errors.Join(err, r.layout.KillExec(r.group), r.layout.RemoveExec(r.group))
 	}
 	return r, nil
@@ -120,10 +137,9 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout
 		out.abort()
 		return nil, nil, 0, err
 	}
-	// the start itself is short; it must not be cut in the middle by a short timeout
-	begin, done := m.detach(ctx, startLimit)
-	defer done()
-	r, err := m.exec(begin, c, cmd, false, []string{v1.HandleStdout, v1.HandleStderr}, []*os.File{out.w, errOut.w})
+	r, err := m.exec(ctx, c, command{
+		args: cmd, limit: timeout, names: []string{v1.HandleStdout, v1.HandleStderr}, stdio: []*os.File{out.w, errOut.w},
+	})
 	if err != nil {
 		out.abort()
 		errOut.abort()
@@ -211,7 +227,7 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, s Streams) 
 		return 0, err
 	}
 	defer pl.close()
-	r, err := m.exec(ctx, c, cmd, false, pl.names, pl.theirs)
+	r, err := m.exec(ctx, c, command{args: cmd, names: pl.names, stdio: pl.theirs})
 	if err != nil {
 		return 0, err
 	}
@@ -234,7 +250,7 @@ func (m *Manager) await(ctx context.Context, r *running, drain func()) (int, err
 }
 
 func (m *Manager) execTTY(ctx context.Context, c *Container, cmd []string, s Streams) (int, error) {
-	r, err := m.exec(ctx, c, cmd, true, nil, nil)
+	r, err := m.exec(ctx, c, command{args: cmd, tty: true})
 	if err != nil {
 		return 0, err
 	}

@@ -85,7 +85,12 @@ func (m *Manager) release(c *Container) error {
 		return err
 	}
 	err = errors.Join(m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(group), m.shims.Delete(ctx, c.ID))
-	for _, file := range []string{m.exitFile(c.ID), m.exitFile(c.ID) + ".output"} { // the record, the log's journal
+	return errors.Join(err, m.removeExit(c.ID))
+}
+
+// removeExit removes what a supervisor has written of a container: the record of its end, the log's journal.
+func (m *Manager) removeExit(id string) (err error) {
+	for _, file := range []string{m.exitFile(id), m.exitFile(id) + ".output"} {
 		if rerr := os.Remove(file); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			err = errors.Join(err, rerr)
 		}

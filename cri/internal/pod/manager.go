@@ -36,6 +36,7 @@ type Records interface {
 	Put(kind, id string, data []byte) error
 	Delete(kind, id string) error
 	Load(kind string) (map[string][]byte, error)
+	Quarantine(kind, id string, cause error)
 }
 
 // Images is what a container needs of the image store. Use pins an image's layers for a holder until Release;
@@ -91,6 +92,7 @@ type Features struct {
 	BootID            string
 	LastCap           int
 	AppArmor, SELinux bool
+	AppArmorDefault   string // the profile of containers that name none, if the kernel has it
 }
 
 // Phase is one measured step.

@@ -20,6 +20,7 @@ type ledger map[string][]byte
 
 func (l ledger) Put(kind, id string, b []byte) error { l[kind+"/"+id] = b; return nil }
 func (l ledger) Delete(kind, id string) error        { delete(l, kind+"/"+id); return nil }
+func (l ledger) Quarantine(kind, id string, _ error) { delete(l, kind+"/"+id) }
 func (l ledger) Load(string) (map[string][]byte, error) {
 	return nil, errors.New("not asked for")
 }

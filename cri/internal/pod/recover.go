@@ -21,7 +21,7 @@ import (
 //
 // A record of an earlier boot is listed NOTREADY or EXITED (255, Unknown) and keeps everything else; its network
 // attachment is deleted without a namespace. A pod whose making was interrupted is torn down. What supervisors
-// hold without a record is ended.
+// hold without a record, or with one that nobody can read, is ended: what is not listed nobody could stop.
 func (m *Manager) Recover(ctx context.Context) error {
 	oldPods, err := m.loadPods()
 	if err != nil {
@@ -41,6 +41,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 	m.recoverContainers(found, oldContainers)
 	close(m.recovered)
 	m.recoverPods(ctx, found, oldPods)
+	m.addLeftovers(found)
 	m.endStrangers(ctx, found)
 	close(m.whole)
 	m.images.Retain(m.holders())
@@ -103,7 +104,7 @@ func (m *Manager) loadPods() (map[string]bool, error) {
 			return nil, fmt.Errorf("pod %s: %w", id, err)
 		}
 		if err != nil {
-			m.cfg.Log.Error("pod record not understood, it is left alone", "pod", id, "error", err)
+			m.records.Quarantine(podKind, id, err)
 			continue
 		}
 		old[p.ID] = boot != m.cfg.Features.BootID
@@ -124,7 +125,7 @@ func (m *Manager) loadContainers() (map[string]bool, error) {
 			return nil, fmt.Errorf("container %s: %w", id, err)
 		}
 		if err != nil {
-			m.cfg.Log.Error("container record not understood, it is left alone", "container", id, "error", err)
+			m.records.Quarantine(containerKind, id, err)
 			continue
 		}
 		if m.pods[c.PodID] == nil {
@@ -148,7 +149,7 @@ func (m *Manager) loadContainers() (map[string]bool, error) {
 
 func (m *Manager) dropContainer(c *Container, why string) {
 	m.cfg.Log.Warn(why, "container", c.ID)
-	if err := m.discardContainer(c); err != nil {
+	if err := errors.Join(m.endGroup(c.ID), m.discardContainer(c), m.removeExit(c.ID)); err != nil {
 		m.cfg.Log.Error("container not removed", "container", c.ID, "error", err)
 	}
 }
@@ -263,42 +264,6 @@ func (m *Manager) lose(ctx context.Context, p *Pod, reboot bool) {
 		return
 	}
 	p.set(func(s *PodState) { s.Ready, s.Network, s.Result, s.Undone = false, "", nil, false })
-}
-
-// endStrangers ends what supervisors hold without a record.
-func (m *Manager) endStrangers(ctx context.Context, found shims.Found) {
-	for id, st := range found.Containers {
-		if _, err := m.Container(id); err == nil {
-			continue
-		}
-		m.cfg.Log.Warn("container without a record is ended", "container", id, "pod", st.Pod)
-		if err := errors.Join(m.shims.Signal(id, 9), m.awaitStranger(ctx, id), m.shims.Delete(ctx, id)); err != nil {
-			m.cfg.Log.Error("stranger not ended", "container", id, "error", err)
-		}
-	}
-	for id := range found.Pods {
-		if _, err := m.Pod(id); err == nil {
-			continue
-		}
-		m.cfg.Log.Warn("pod without a record is released", "pod", id)
-		if err := errors.Join(m.shims.RemovePod(ctx, id), m.network.Unpin(id), m.removeFiles(id)); err != nil {
-			m.cfg.Log.Error("stranger not released", "pod", id, "error", err)
-		}
-	}
-}
-
-func (m *Manager) awaitStranger(ctx context.Context, id string) error {
-	for range 100 {
-		if m.shims.Dead(id) {
-			return nil
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return fmt.Errorf("container %s does not die", id)
 }
 
 // holders are the image pins that must exist: one per container, one per image volume.

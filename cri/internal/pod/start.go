@@ -17,7 +17,12 @@ import (
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
-const startLimit = 2 * time.Minute
+// A start is bounded: its caller waits for startLimit, and its process has planLimit to its execve; the difference is the
+// supervisor's, to see it die or to say that it does not.
+const (
+	startLimit = 2 * time.Minute
+	planLimit  = startLimit - 15*time.Second
+)
 
 var (
 	failStartGrouped = failpoint.New("cri.start.after_cgroup")
@@ -120,6 +125,10 @@ func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started sta
 		time.Sleep(overlapLimit / 100)
 		s, err = m.shims.Start(ctx, req, handles)
 	}
+	// A supervisor that died with the request unread, or before it had made a process, has done nothing: its successor does.
+	for try := 0; errors.Is(err, errs.Unavailable) && try < 3 && m.cfg.Cgroups.Untouched(group); try++ {
+		s, err = m.shims.Start(ctx, req, handles)
+	}
 	return startedProcess{Pid: s.Pid, At: s.At}, err
 }
 
@@ -148,7 +157,7 @@ func (m *Manager) startRequest(c *Container, p *Pod, group string) (v1.Start, er
 	}
 	dir := m.containerDir(c.ID)
 	req := v1.Start{
-		Container: m.static(c, group), Spec: raw, Join: c.join, PidOf: c.pidOf, Seccomp: c.seccomp,
+		Container: m.static(c, group), Spec: raw, Join: c.join, PidOf: c.pidOf, Seccomp: c.seccomp, Limit: planLimit,
 		Rootfs: v1.Rootfs{Lower: img.Lower, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")},
 	}
 	req.OCI = m.oci(c, p)
@@ -197,9 +206,12 @@ func (m *Manager) failStart(c *Container, cause error) {
 	m.publish(cri.ContainerEventType_CONTAINER_STOPPED_EVENT, c.PodID, c.ID)
 }
 
+// specFile is a container's OCI spec in its directory, the last that Create writes.
+const specFile = "spec.json"
+
 // loadSpec reads the spec of a recovered container.
 func (m *Manager) loadSpec(c *Container) error {
-	b, err := os.ReadFile(filepath.Join(m.containerDir(c.ID), "spec.json"))
+	b, err := os.ReadFile(filepath.Join(m.containerDir(c.ID), specFile))
 	if err != nil {
 		return err
 	}

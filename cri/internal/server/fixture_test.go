@@ -37,6 +37,7 @@ func (s *shelf) Put(kind, id string, b []byte) error { s.records[kind][id] = b; 
 func (s *shelf) Delete(kind, id string) error { delete(s.records[kind], id); return nil }
 
 func (s *shelf) Load(kind string) (map[string][]byte, error) { return maps.Clone(s.records[kind]), nil }
+func (s *shelf) Quarantine(kind, id string, _ error)         { delete(s.records[kind], id) }
 
 func (s *shelf) Use(string, string) (image.Rootfs, error) { return image.Rootfs{}, errs.NotFound }
 func (s *shelf) Release(string)                           {}

@@ -60,13 +60,33 @@ func (p *Pool) take(ctx context.Context, s *shim, hello *v1.HelloReply) error {
 }
 
 // SetStatic tells the pool what an adopting shim would have to know of a recovered container (it is in the
-// daemon's records, not in the shim's answer).
+// daemon's records, not in the shim's answer). If the shim has died since it answered, its successor adopts the container
+// now.
 func (p *Pool) SetStatic(c v1.Container, oci *v1.OCIRuntime) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if e := p.containers[c.ID]; e != nil {
-		e.static, e.oci = c, oci
+	e := p.containers[c.ID]
+	if e == nil {
+		return
 	}
+	e.static, e.oci = c, oci
+	if !e.homeless {
+		return
+	}
+	e.homeless = false
+	late := *e
+	late.handles = duplicates(e.handles)
+	p.wg.Go(func() {
+		defer late.close()
+		ctx, cancel := context.WithTimeout(context.Background(), takeLimit) //nolint:gosec // detached on purpose
+		defer cancel()
+		s := late.shim
+		s.life.RLock() // the successor is there, or nobody
+		defer s.life.RUnlock()
+		if err := s.adoptContainer(ctx, &late); err != nil {
+			p.log.Error("container not adopted", "container", c.ID, "shim", s.id, "error", err)
+		}
+	})
 }
 
 // watch waits for the end of a connection and makes the shim reachable again: by a new connection if the process
@@ -79,24 +99,33 @@ func (p *Pool) watch(s *shim, ended <-chan struct{}) {
 	if closed {
 		return
 	}
+	wait := 5 * time.Millisecond // the kernel closes a dying process's sockets before its pidfd turns readable
+	for ; !p.reach(s); wait = min(2*wait, 10*time.Second) {
+		if wait > time.Second {
+			p.log.Error("shim is not reached; it is tried on and on", "shim", s.id, "alive", s.alive(), "again", wait)
+		}
+		select {
+		case <-p.stop:
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// reach makes one try to have a shim back.
+func (p *Pool) reach(s *shim) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) //nolint:gosec // detached on purpose
 	defer cancel()
-	// The kernel closes a dying process's sockets before its pidfd turns readable.
-	for range 50 {
-		if !s.alive() {
-			break
-		}
-		if hello, err := s.connect(ctx); err == nil {
-			p.resync(hello)
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
+	if !s.alive() {
+		return p.replace(ctx, s)
 	}
-	if s.alive() {
-		p.log.Error("shim lives but does not answer; it is left alone", "shim", s.id)
-		return
+	hello, err := s.connect(ctx)
+	if err != nil {
+		return false
 	}
-	p.replace(ctx, s)
+	p.resync(hello)
+	p.watchExecs(s)
+	return true
 }
 
 // resync passes on the exits that a broken connection swallowed.
@@ -118,12 +147,13 @@ func (p *Pool) resync(hello *v1.HelloReply) {
 	}
 }
 
-// replace starts a new process for a shim that died and gives it all the old one had.
-func (p *Pool) replace(ctx context.Context, s *shim) {
+// replace starts a new process for a shim that died and gives it all the old one had. It says whether there is one now, or
+// need be none.
+func (p *Pool) replace(ctx context.Context, s *shim) bool {
 	s.life.Lock() // the new process may die in turn
 	defer s.life.Unlock()
 	start := time.Now()
-	p.failExecs(s)
+	p.watchExecs(s)
 	pods, containers := p.holdings(s)
 	if len(pods) == 0 && len(containers) == 0 {
 		p.mu.Lock()
@@ -131,7 +161,7 @@ func (p *Pool) replace(ctx context.Context, s *shim) {
 		p.mu.Unlock()
 		p.discard(s)
 		p.log.Info("empty shim is gone", "shim", s.id)
-		return
+		return true
 	}
 	p.mu.Lock()
 	s.profiles = map[string]bool{}
@@ -145,7 +175,7 @@ func (p *Pool) replace(ctx context.Context, s *shim) {
 		for _, e := range containers {
 			e.close()
 		}
-		return
+		return false
 	}
 	for id, e := range pods {
 		if err := s.adoptPod(ctx, id, e); err != nil {
@@ -154,12 +184,17 @@ func (p *Pool) replace(ctx context.Context, s *shim) {
 		e.close()
 	}
 	for id, e := range containers {
+		if e.static.ID == "" {
+			e.close()
+			continue // SetStatic has it adopted
+		}
 		if err := s.adoptContainer(ctx, e); err != nil {
 			p.log.Error("container not adopted", "container", id, "shim", s.id, "error", err)
 		}
 		e.close()
 	}
 	p.log.Warn("shim died and was replaced", "shim", s.id, "pid", hello.Pid, "pods", len(pods), "containers", len(containers), "took", time.Since(start))
+	return true
 }
 
 // again starts a new process for a shim. One that dies at once, or does not answer, is ended and followed by another.
@@ -171,7 +206,8 @@ func (p *Pool) again(ctx context.Context, s *shim) (hello *v1.HelloReply, err er
 		if err == nil || ctx.Err() != nil {
 			return hello, err
 		}
-		if kerr := p.cfg.Cgroups.Kill(s.group()); kerr != nil {
+		// Whoever is born into a group that was killed once is killed (seen with Linux 6.18): the next one gets a new group.
+		if kerr := errors.Join(p.cfg.Cgroups.Kill(s.group()), p.cfg.Cgroups.Remove(s.group())); kerr != nil {
 			return nil, errors.Join(err, kerr)
 		}
 	}
@@ -194,7 +230,8 @@ func (p *Pool) holdings(s *shim) (pods map[string]*podEntry, containers map[stri
 		}
 	}
 	for id, e := range p.containers {
-		if e.shim == s && !e.exited && e.static.ID != "" {
+		if e.shim == s && !e.exited {
+			e.homeless = e.static.ID == ""
 			c := *e
 			c.handles = duplicates(e.handles)
 			containers[id] = &c

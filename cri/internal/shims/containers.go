@@ -23,6 +23,8 @@ type containerEntry struct {
 	names   []string
 	handles map[string]*os.File
 	exited  bool
+	// homeless says that a shim was replaced before anybody knew static: the successor does not have the container yet.
+	homeless bool
 }
 
 func (e *containerEntry) close() {

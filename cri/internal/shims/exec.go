@@ -47,25 +47,26 @@ func (p *Pool) Exec(ctx context.Context, req v1.Exec, groups *cgroup.Handles, st
 	}
 	req.Cgroups = announce(groups)
 	var reply v1.ExecReply
-	x := &Process{pool: p}
+	e := &execEntry{shim: s, container: req.Container, id: req.ID, done: make(chan v1.Exit, 1)}
+	x := &Process{pool: p, entry: e}
+	p.mu.Lock()
+	p.execs[e.key()] = e // its end may be told before the answer to Exec
+	p.mu.Unlock()
 	err = s.enter(ctx, v1.MethodExec, req, append(files(groups), stdio...), &reply, func(fds []*os.File) {
 		handles := byName(reply.Handles, fds)
-		key := req.Container + "/" + req.ID
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		e := p.execs[key] // there already if the event was faster
-		if e == nil {
-			e = &execEntry{shim: s, container: req.Container, id: req.ID, done: make(chan v1.Exit, 1)}
-			p.execs[key] = e
-		}
 		e.pidfd = handles[v1.HandlePidfd]
-		x.Pid, x.Console, x.entry = reply.Pid, handles[v1.HandleConsole], e
+		x.Pid, x.Console = reply.Pid, handles[v1.HandleConsole]
 	})
 	if err != nil {
+		x.Close()
 		return nil, err
 	}
 	return x, nil
 }
+
+func (e *execEntry) key() string { return e.container + "/" + e.id }
 
 // Wait returns how the process ended, or ctx's error.
 func (x *Process) Wait(ctx context.Context) (v1.Exit, error) {
@@ -90,7 +91,7 @@ func (x *Process) Signal(sig unix.Signal) error {
 func (x *Process) Close() {
 	x.pool.mu.Lock()
 	defer x.pool.mu.Unlock()
-	delete(x.pool.execs, x.entry.container+"/"+x.entry.id)
+	delete(x.pool.execs, x.entry.key())
 	if x.entry.pidfd != nil {
 		_ = x.entry.pidfd.Close()
 	}
@@ -99,8 +100,9 @@ func (x *Process) Close() {
 	}
 }
 
-// failExecs gives the execs of a dead shim their end from the kernel, as soon as each has one.
-func (p *Pool) failExecs(s *shim) {
+// watchExecs gives the execs of a shim that died, or whose connection broke, their end from the kernel, as soon as each has
+// one: nobody may be there to tell it.
+func (p *Pool) watchExecs(s *shim) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range p.execs {

@@ -76,6 +76,13 @@ func (p *Pool) Close() {
 	p.wg.Wait()
 }
 
+// Silent is how many supervisors of an earlier daemon live but have not answered yet.
+func (p *Pool) Silent() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.silent
+}
+
 // AddProfile registers a seccomp profile (runtime-spec linux.seccomp) under its digest, for Start and Exec to
 // name. Each shim is given it once.
 func (p *Pool) AddProfile(digest string, profile json.RawMessage) {

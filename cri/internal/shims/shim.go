@@ -286,16 +286,11 @@ func (s *shim) event(e v1.Event) {
 func (p *Pool) ended(s *shim, x v1.Exited) {
 	p.mu.Lock()
 	if x.Exec != "" {
-		key := x.Container + "/" + x.Exec
-		if e := p.execs[key]; e != nil {
+		if e := p.execs[x.Container+"/"+x.Exec]; e != nil { // else nobody waits for it
 			select {
 			case e.done <- x.Exit:
 			default: // told before
 			}
-		} else { // before the answer to Exec arrived
-			done := make(chan v1.Exit, 1)
-			done <- x.Exit
-			p.execs[key] = &execEntry{shim: s, container: x.Container, id: x.Exec, done: done}
 		}
 		p.mu.Unlock()
 		return

@@ -163,8 +163,11 @@ func labels(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) erro
 		return err
 	}
 	o := sc.GetSelinuxOptions()
-	if o == nil || o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() == "" || !in.SELinux {
+	if o == nil || o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() == "" {
 		return nil
+	}
+	if !in.SELinux {
+		return errs.FailedPrecondition.Errorf("selinux_options: SELinux is not active on this node: run the pod where it is, or take seLinuxOptions out of it")
 	}
 	s.Process.SelinuxLabel = fmt.Sprintf("%s:%s:%s:%s", o.GetUser(), o.GetRole(), o.GetType(), o.GetLevel())
 	return nil
@@ -175,21 +178,33 @@ func apparmor(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) er
 	if p == nil && sc.GetApparmorProfile() != "" { //nolint:staticcheck // old clients still send it
 		p = legacyProfile(sc.GetApparmorProfile()) //nolint:staticcheck // as above
 	}
-	if p == nil || p.GetProfileType() == cri.SecurityProfile_Unconfined || sc.GetPrivileged() {
+	if sc.GetPrivileged() || p.GetProfileType() == cri.SecurityProfile_Unconfined && p != nil {
 		return nil
 	}
 	if p.GetProfileType() == cri.SecurityProfile_Localhost {
-		if !in.AppArmor {
-			return errs.FailedPrecondition.Errorf("apparmor profile %q: AppArmor is not active on this node", p.GetLocalhostRef())
-		}
-		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
-		if in.Loaded != nil {
-			if err := in.Loaded(name); err != nil {
-				return err
-			}
-		}
-		s.Process.ApparmorProfile = name
+		return localProfile(s, in, p.GetLocalhostRef())
 	}
+	switch { // not to name one is to ask for the default, where there is one (the API's appArmorProfile)
+	case !in.AppArmor:
+	case in.AppArmorDefault != "":
+		s.Process.ApparmorProfile = in.AppArmorDefault
+	case p != nil:
+		return errs.FailedPrecondition.Errorf("apparmor profile RuntimeDefault: the daemon could not load its default profile when it started, its log says why")
+	}
+	return nil
+}
+
+func localProfile(s *specs.Spec, in Input, ref string) error {
+	if !in.AppArmor {
+		return errs.FailedPrecondition.Errorf("apparmor profile %q: AppArmor is not active on this node", ref)
+	}
+	name := strings.TrimPrefix(ref, "localhost/")
+	if in.Loaded != nil {
+		if err := in.Loaded(name); err != nil {
+			return err
+		}
+	}
+	s.Process.ApparmorProfile = name
 	return nil
 }
 

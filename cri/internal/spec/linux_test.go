@@ -80,6 +80,27 @@ func TestAppArmor(t *testing.T) {
 	}); !errors.Is(err, missing) {
 		t.Errorf("a profile that is not loaded: %v", err)
 	}
+	fallback := &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
+	for _, c := range []struct {
+		what, loaded, want string
+		profile            *cri.SecurityProfile
+		privileged, fails  bool
+	}{
+		{what: "none named", loaded: "base", want: "base"},
+		{what: "the default named", loaded: "base", profile: fallback, want: "base"},
+		{what: "privileged", loaded: "base", privileged: true},
+		{what: "unconfined", loaded: "base", profile: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}},
+		{what: "none named, none loaded"},
+		{what: "the default named, none loaded", profile: fallback, fails: true},
+	} {
+		s, _, err := compile(t, func(in *spec.Input) {
+			in.AppArmor, in.AppArmorDefault = true, c.loaded
+			security(in).Apparmor, security(in).Privileged = c.profile, c.privileged
+		})
+		if c.fails != errors.Is(err, errs.FailedPrecondition) || !c.fails && (err != nil || s.Process.ApparmorProfile != c.want) {
+			t.Errorf("%s: %v, %v", c.what, s, err)
+		}
+	}
 	// the default is no request: a node without AppArmor runs it
 	if _, _, err := compile(t, func(in *spec.Input) {
 		security(in).Apparmor = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
@@ -96,7 +117,7 @@ func TestSELinux(t *testing.T) {
 	if err != nil || s.Process.SelinuxLabel != "u:r:t:s0:c1" {
 		t.Errorf("%v, %v", s, err)
 	}
-	if s, _, err = compile(t, options); err != nil || s.Process.SelinuxLabel != "" {
+	if s, _, err = compile(t, options); !errors.Is(err, errs.FailedPrecondition) {
 		t.Errorf("without SELinux: %v, %v", s, err)
 	}
 }

@@ -39,6 +39,8 @@ type Input struct {
 	LastCap int
 	// AppArmor and SELinux say whether the machine enforces them.
 	AppArmor, SELinux bool
+	// AppArmorDefault is the profile of containers that name none; empty if the kernel does not have it.
+	AppArmorDefault string
 	// Loaded refuses an AppArmor profile that the kernel does not have; nil takes every one.
 	Loaded func(profile string) error
 	// Default gives the runtime's default seccomp profile for a spec, whose capabilities alone decide it; nil makes

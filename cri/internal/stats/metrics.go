@@ -113,7 +113,8 @@ func (c *Collector) Metrics(p *pod.Pod) (*cri.PodSandboxMetrics, error) {
 		if err != nil { // it ended meanwhile
 			continue
 		}
-		r := reading{Stats: s, size: c.layer(ct.ID), files: readFiles(c.groups.Pids(g), st.Pid), started: st.StartedAt, limits: st.Resources}
+		layer, _ := c.layer(ct.ID) // unknown right after a restart: 0
+		r := reading{Stats: s, size: layer, files: readFiles(c.groups.Pids(g), st.Pid), started: st.StartedAt, limits: st.Resources}
 		cm := &cri.ContainerMetrics{ContainerId: ct.ID}
 		base := []string{ct.ID, ct.ID, ct.Config.GetImage().GetUserSpecifiedImage(), ct.Config.GetMetadata().GetName(), md.GetName(), md.GetNamespace()}
 		for _, m := range containerMetrics() {

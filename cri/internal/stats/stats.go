@@ -23,6 +23,9 @@ const (
 	cpuWindow = time.Second
 	// sampleEvery is how often rates and layer sizes are refreshed in the background.
 	sampleEvery = 10 * time.Second
+	// glance is how many files of a layer that no sample has met yet are looked at inside a request: those of a young
+	// container. After a daemon's restart an old one's size is told from the first sample on.
+	glance = 500
 )
 
 // Collector measures. Make it with New; Run keeps rates and sizes fresh.
@@ -57,6 +60,7 @@ func New(pods *pod.Manager, groups *cgroup.Layout, fsID string, log *slog.Logger
 func (c *Collector) Run(ctx context.Context) error {
 	t := time.NewTicker(sampleEvery)
 	defer t.Stop()
+	c.sample(ctx)
 	for {
 		select {
 		case <-t.C:
@@ -79,7 +83,7 @@ func (c *Collector) sample(ctx context.Context) {
 				c.nanoCores(ct.ID, s.CPUUsage, time.Now())
 			}
 		}
-		c.measure(ct.ID)
+		c.measure(ct.ID, math.MaxInt)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -95,13 +99,18 @@ func (c *Collector) sample(ctx context.Context) {
 	}
 }
 
-// measure walks a writable layer, which holds only what its container wrote.
-func (c *Collector) measure(id string) size {
+// measure walks a writable layer, which holds only what its container wrote. It says whether there were no more files than
+// most; else nothing is known.
+func (c *Collector) measure(id string, most int) (size, bool) {
 	var s size
-	seen := map[uint64]bool{}
+	seen, complete := map[uint64]bool{}, true
 	_ = filepath.WalkDir(c.pods.WritableLayer(id), func(_ string, d fs.DirEntry, err error) error { // what vanishes does not count
 		if err != nil {
 			return nil //nolint:nilerr // as above
+		}
+		if s.inodes >= uint64(most) { //nolint:gosec // positive
+			complete = false
+			return filepath.SkipAll
 		}
 		fi, err := d.Info()
 		if err != nil {
@@ -114,21 +123,25 @@ func (c *Collector) measure(id string) size {
 		}
 		return nil
 	})
+	if !complete {
+		return size{}, false
+	}
 	s.at = time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sizes[id] = s
-	return s
+	return s, true
 }
 
-func (c *Collector) layer(id string) size {
+// layer is the size of a writable layer, if it is known.
+func (c *Collector) layer(id string) (size, bool) {
 	c.mu.Lock()
 	s, ok := c.sizes[id]
 	c.mu.Unlock()
 	if ok {
-		return s
+		return s, true
 	}
-	return c.measure(id) // once, for a container that no sample has met yet
+	return c.measure(id, glance)
 }
 
 // nanoCores is the rate since an earlier reading, at least cpuWindow ago.
@@ -186,10 +199,11 @@ func (c *Collector) Container(ct *pod.Container) (*cri.ContainerStats, error) {
 			Id: ct.ID, Metadata: ct.Config.GetMetadata(), Labels: ct.Config.GetLabels(), Annotations: ct.Config.GetAnnotations(),
 		},
 	}
-	sz := c.layer(ct.ID)
-	out.WritableLayer = &cri.FilesystemUsage{
-		Timestamp: sz.at.UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: c.fsID},
-		UsedBytes: value(sz.bytes), InodesUsed: value(sz.inodes),
+	if sz, known := c.layer(ct.ID); known {
+		out.WritableLayer = &cri.FilesystemUsage{
+			Timestamp: sz.at.UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: c.fsID},
+			UsedBytes: value(sz.bytes), InodesUsed: value(sz.inodes),
+		}
 	}
 	if ct.State().CRI() != cri.ContainerState_CONTAINER_RUNNING {
 		return out, nil

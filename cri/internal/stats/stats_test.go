@@ -3,6 +3,7 @@ package stats
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -109,14 +110,26 @@ func TestLayer(t *testing.T) {
 		os.Symlink("/etc", filepath.Join(upper, "link"))); err != nil {
 		t.Fatal(err)
 	}
-	s := c.layer("c")
-	if s.bytes < 1<<20 || s.bytes > 1<<20+64<<10 || s.inodes != 4 {
+	s, known := c.layer("c")
+	if !known || s.bytes < 1<<20 || s.bytes > 1<<20+64<<10 || s.inodes != 4 {
 		t.Errorf("%+v", s)
 	}
-	if again := c.layer("c"); again != s {
+	if again, _ := c.layer("c"); again != s {
 		t.Errorf("measured in a request: %+v", again)
 	}
-	if gone := c.layer("none"); gone.bytes != 0 || gone.inodes != 0 {
+	for i := range glance {
+		if err := os.WriteFile(filepath.Join(dir, "containers", "c", "upper", fmt.Sprint(i)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	delete(c.sizes, "c") // as after a restart
+	if s, known := c.layer("c"); known {
+		t.Errorf("a large layer was walked in a request: %+v", s)
+	}
+	if s, known := c.measure("c", math.MaxInt); !known || s.inodes != 4+glance {
+		t.Errorf("%+v", s)
+	}
+	if gone, _ := c.layer("none"); gone.bytes != 0 || gone.inodes != 0 {
 		t.Errorf("%+v", gone)
 	}
 	c.sample(context.Background())

@@ -15,6 +15,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,8 +34,9 @@ type Store struct {
 	log  *slog.Logger
 	lock *lockfile.Lock
 
-	mu    sync.Mutex
-	dirty map[string]bool // paths of files and directories to sync
+	mu      sync.Mutex
+	dirty   map[string]bool // paths of files and directories to sync
+	damaged []string        // files put into quarantine since Open
 }
 
 // Open takes the store in dir, making it if needed. A second process gets an error at once and touches nothing.
@@ -123,13 +125,32 @@ func (s *Store) Load(kind string) (map[string][]byte, error) {
 		}
 		data, err := atomicfile.ReadSealed(p)
 		if err != nil {
-			to, qerr := atomicfile.Quarantine(p, filepath.Join(s.dir, "quarantine", kind))
-			s.log.Error("damaged record quarantined", "kind", kind, "id", e.Name(), "to", to, "error", errors.Join(err, qerr))
+			s.Quarantine(kind, e.Name(), err)
 			continue
 		}
 		all[e.Name()] = data
 	}
 	return all, nil
+}
+
+// Quarantine moves a record that nobody can read out of the way, names it in the log with the cause, and remembers it
+// for Damaged. The evidence stays until somebody deletes it.
+func (s *Store) Quarantine(kind, id string, cause error) {
+	to, err := atomicfile.Quarantine(s.path(kind, id), filepath.Join(s.dir, "quarantine", kind))
+	s.log.Error("damaged record quarantined", "kind", kind, "id", id, "to", to, "error", errors.Join(cause, err))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		to = s.path(kind, id)
+	}
+	s.damaged = append(s.damaged, to)
+}
+
+// Damaged are the files of the records that were put into quarantine since Open.
+func (s *Store) Damaged() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.damaged)
 }
 
 func (s *Store) mark(path string) {

@@ -197,6 +197,9 @@ type Start struct {
 	// OCI runs the container by an OCI command line runtime instead of the shim's own executor. It comes from
 	// the daemon's configuration alone.
 	OCI *OCIRuntime `json:"oci,omitempty"`
+	// Limit is how long the process may take to its execve; then it is killed and the answer is DeadlineExceeded.
+	// 0, and anything above, is two minutes.
+	Limit time.Duration `json:"limit,omitempty"`
 }
 
 // OCIRuntime is a RuntimeClass handler that is a program with runc's command line.
@@ -235,6 +238,7 @@ type Exec struct {
 	Seccomp   string          `json:"seccomp,omitempty"`
 	Cgroups   Cgroups         `json:"cgroups"`
 	Stdio     []string        `json:"stdio,omitempty"`
+	Limit     time.Duration   `json:"limit,omitempty"` // as Start's
 }
 
 // ExecReply comes with the descriptors that Handles names: pidfd and, with a terminal, console.

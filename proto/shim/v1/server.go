@@ -15,11 +15,8 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// maxInFlight bounds the requests of one connection that run at once; more wait in the socket.
-const maxInFlight = 64
-
 // Handler answers requests. It owns fds and closes those it does not keep; the descriptors it returns stay its
-// own and are only sent. Requests of one connection run concurrently.
+// own and are only sent. Requests of one connection run concurrently, however many: a handler bounds those that may hang.
 //
 // A reply that has a method Sent() is told when it has gone out (or can not), so that a handler may return
 // duplicates and close them then.
@@ -70,7 +67,6 @@ func (p *Peer) Serve(ctx context.Context, h Handler) error {
 	defer wg.Wait()
 	defer p.close()
 	wg.Go(p.pump)
-	slots := make(chan struct{}, maxInFlight)
 	for {
 		f, err := p.conn.receive()
 		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ECONNRESET) {
@@ -83,11 +79,7 @@ func (p *Peer) Serve(ctx context.Context, h Handler) error {
 			closeAll(f.fds)
 			continue
 		}
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			p.answer(ctx, h, f)
-		})
+		wg.Go(func() { p.answer(ctx, h, f) })
 	}
 }
 

@@ -155,15 +155,13 @@ func (e *Executor) run(ctx context.Context, req *launch.Request, handover bool, 
 			err = c.Release()
 		}
 		if err != nil {
-			c.Abort()
-			return nil, err
+			return nil, errors.Join(err, c.Abort())
 		}
 	}
 	var console *os.File
 	if req.Console {
-		if console, err = c.Console(); err != nil {
-			c.Abort()
-			return nil, err
+		if console, err = c.Console(ctx); err != nil {
+			return nil, errors.Join(err, c.Abort())
 		}
 	}
 	if err := c.Wait(ctx); err != nil {

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -55,9 +56,8 @@ func (e *Executor) Pod(ctx context.Context, r *v1.RunPod, cg Cgroups) (*Pod, err
 	}
 	pod := &Pod{Kinds: kinds}
 	if err := pod.adopt(c, r); err != nil {
-		c.Abort()
 		pod.Close()
-		return nil, err
+		return nil, errors.Join(err, c.Abort())
 	}
 	if err := c.Wait(ctx); err != nil {
 		pod.Close()

@@ -327,11 +327,11 @@ func fsMessages(fs int) string {
 	return b.String()
 }
 
-// statDir tells whether the object of fd is a directory.
+// statDir tells whether the object of fd is a directory, without asking a file server again.
 func statDir(fd int) (bool, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return false, os.NewSyscallError("fstat", err)
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
+		return false, os.NewSyscallError("statx", err)
 	}
 	return st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -204,7 +205,7 @@ func newUserNS(ctx context.Context, l *launch.Launcher, uids, gids string) (int,
 		err = c.Release()
 	}
 	if err != nil {
-		c.Abort()
+		err = errors.Join(err, c.Abort())
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-project/berth/proto/errs"
 	"github.com/berth-project/berth/shim/internal/plan"
 	"github.com/berth-project/berth/shim/internal/reap"
 )
@@ -69,6 +71,9 @@ func (c *Child) pipes(console bool) (own, error) {
 	s, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return o, errors.Join(err, c.closeParent(o))
+	}
+	if err := unix.SetNonblock(s[0], true); err != nil { // so that a read of it can be given up
+		return o, errors.Join(err, unix.Close(s[0]), unix.Close(s[1]), c.closeParent(o))
 	}
 	c.sock, o.sock = os.NewFile(uintptr(s[0]), "console"), s[1] //nolint:gosec // descriptors
 	return o, nil
@@ -134,11 +139,13 @@ func (c *Child) Handover(ctx context.Context) error {
 // Wait waits until the child has exec'ed, or has ended its plan in another way. On any error the child is dead
 // and collected, and its pidfd closed.
 func (c *Child) Wait(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = c.Kill() })
+	stop := context.AfterFunc(ctx, func() { c.giveUp(c.done) })
 	var b [1]byte
 	_, err := c.done.Read(b[:])
 	canceled := !stop()
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = nil // it does not die: Abort says so
 	case err == nil:
 		err = errors.New("unexpected data from the child")
 	case errors.Is(err, io.EOF):
@@ -151,8 +158,7 @@ func (c *Child) Wait(ctx context.Context) error {
 		if canceled {
 			err = errors.Join(ctx.Err(), err)
 		}
-		c.Abort()
-		return err
+		return errors.Join(err, c.Abort())
 	}
 	c.drop()
 	return nil
@@ -195,26 +201,73 @@ func (c *Child) Kill() error {
 	return unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
 }
 
-// Abort kills the child, waits for its end and releases everything. The page is not used again: a second process
-// that the child may have made ends when it meets the closed barrier, and may still write.
-func (c *Child) Abort() {
+// dieLimit is how long a killed child is waited for, by a read and then by Abort. One in uninterruptible sleep, as before
+// a file server that does not answer, dies when the server answers or is given up; the reaper collects it then.
+const dieLimit = 2 * time.Second
+
+// giveUp kills the child and lets a read that waits for it end soon, whether or not it dies.
+func (c *Child) giveUp(read *os.File) {
 	_ = c.Kill()
-	<-c.proc.Done()
+	_ = read.SetReadDeadline(time.Now().Add(dieLimit))
+}
+
+// Abort kills the child, waits for its end, up to dieLimit, and releases everything. The page is not used again: a second
+// process that the child may have made ends when it meets the closed barrier, and may still write. The error says that
+// the child is not dead yet.
+func (c *Child) Abort() (err error) {
+	_ = c.Kill()
+	select {
+	case <-c.proc.Done():
+	default:
+		t := time.NewTimer(dieLimit)
+		defer t.Stop()
+		select {
+		case <-c.proc.Done():
+		case <-t.C:
+			err = errs.DeadlineExceeded.Errorf("process %d is killed and does not die: it hangs in the kernel (%s)", c.Pid, c.place())
+		}
+	}
 	_ = c.Pidfd.Close()
 	if c.page != nil {
 		c.launcher.unmap(c.page)
 		c.page = nil
 	}
 	c.drop()
+	return err
 }
 
-// Console receives the terminal's master, which the child sends in the course of its plan. Call it before Wait.
-func (c *Child) Console() (*os.File, error) {
+// place is the step that the child is in.
+func (c *Child) place() string {
+	if c.page != nil {
+		if s := c.step(c.page[wordProgress]); s != nil {
+			return s.What
+		}
+	}
+	return "before its first step"
+}
+
+// Console receives the terminal's master, which the child sends in the course of its plan. Call it before Wait. When ctx
+// ends the child is killed.
+func (c *Child) Console(ctx context.Context) (*os.File, error) {
+	stop := context.AfterFunc(ctx, func() { c.giveUp(c.sock) })
+	defer stop()
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
 	oob := make([]byte, unix.CmsgSpace(4))
 	var b [1]byte
-	_, oobn, _, _, err := unix.Recvmsg(int(c.sock.Fd()), b[:], oob, unix.MSG_CMSG_CLOEXEC)
-	if err != nil || oobn == 0 {
-		return nil, err // the child ended: Wait tells how
+	var oobn int
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		_, oobn, _, _, rerr = unix.Recvmsg(int(fd), b[:], oob, unix.MSG_CMSG_CLOEXEC)
+		return !errors.Is(rerr, unix.EAGAIN)
+	})
+	if err != nil {
+		return nil, errors.Join(ctx.Err(), err)
+	}
+	if rerr != nil || oobn == 0 {
+		return nil, rerr // the child ended: Wait tells how
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil || len(msgs) == 0 {

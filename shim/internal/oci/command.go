@@ -3,6 +3,7 @@ package oci
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -47,10 +48,7 @@ func (r *Runtime) run(ctx context.Context, c *command) (*launch.Child, error) {
 	select {
 	case <-child.Process().Done():
 	case <-ctx.Done():
-		_ = child.Kill()
-		<-child.Process().Done()
-		_ = child.Pidfd.Close()
-		return nil, ctx.Err()
+		return nil, errors.Join(ctx.Err(), child.Abort())
 	}
 	if st := child.Process().Status(); st != (reap.Status{At: st.At}) {
 		_ = child.Pidfd.Close()

@@ -19,8 +19,6 @@ import (
 // exec starts a further process in a running container.
 func (s *Supervisor) exec(ctx context.Context, r *v1.Exec, fds []*os.File) (_ any, _ []*os.File, err error) {
 	defer closeAll(fds)
-	ctx, cancel := context.WithTimeout(ctx, planLimit)
-	defer cancel()
 	cg, streams, err := cut(r.Cgroups, fds)
 	if err != nil {
 		return nil, nil, err

@@ -73,9 +73,13 @@ func (c *session) Handle(ctx context.Context, method string, body json.RawMessag
 	case v1.MethodPutSeccomp:
 		return plain(body, fds, func(r *v1.PutSeccomp) (any, error) { return nil, s.putSeccomp(r) })
 	case v1.MethodStart:
-		return answer(body, fds, func(r *v1.Start, f []*os.File) (any, []*os.File, error) { return s.start(ctx, r, f) })
+		return answer(body, fds, func(r *v1.Start, f []*os.File) (any, []*os.File, error) {
+			return s.bounded(ctx, r.Limit, f, func(ctx context.Context) (any, []*os.File, error) { return s.start(ctx, r, f) })
+		})
 	case v1.MethodExec:
-		return answer(body, fds, func(r *v1.Exec, f []*os.File) (any, []*os.File, error) { return s.exec(ctx, r, f) })
+		return answer(body, fds, func(r *v1.Exec, f []*os.File) (any, []*os.File, error) {
+			return s.bounded(ctx, r.Limit, f, func(ctx context.Context) (any, []*os.File, error) { return s.exec(ctx, r, f) })
+		})
 	case v1.MethodAttach:
 		return answer(body, fds, func(r *v1.Attach, f []*os.File) (any, []*os.File, error) { return nil, nil, s.attach(r, f) })
 	case v1.MethodReopenLog:

@@ -19,9 +19,6 @@ import (
 	"github.com/berth-project/berth/shim/internal/stdio"
 )
 
-// planLimit ends a start or an exec whose process hangs before its execve, on a dead file server for example.
-const planLimit = 2 * time.Minute
-
 // container is one container, from Start to Delete.
 type container struct {
 	cfg       v1.Container
@@ -56,8 +53,6 @@ func (c *container) handles() ([]string, []*os.File) {
 // start creates and starts a container.
 func (s *Supervisor) start(ctx context.Context, r *v1.Start, fds []*os.File) (_ any, _ []*os.File, err error) {
 	defer closeAll(fds)
-	ctx, cancel := context.WithTimeout(ctx, planLimit)
-	defer cancel()
 	cg, _, err := cut(r.Cgroups, fds)
 	if err != nil {
 		return nil, nil, err
@@ -123,7 +118,11 @@ func (s *Supervisor) launch(ctx context.Context, c *container, req *executor.Sta
 	}
 	if err := s.supervise(c, pipes.parent, log); err != nil {
 		_ = unix.PidfdSendSignal(int(p.Pidfd.Fd()), unix.SIGKILL, nil, 0)
-		<-p.Proc.Done()
+		select {
+		case <-p.Proc.Done():
+		case <-ctx.Done():
+			err = errors.Join(err, fmt.Errorf("process %d is killed and does not die", p.Pid))
+		}
 		return nil, errors.Join(err, p.Pidfd.Close(), work.Remove(ctx))
 	}
 	return p, nil

@@ -63,6 +63,7 @@ type Supervisor struct {
 	mover  *stdio.Mover
 	bootID string
 	wg     sync.WaitGroup
+	makers chan struct{} // held by starts and execs, see bounded
 
 	mu         sync.Mutex
 	pods       map[string]*pod
@@ -83,7 +84,8 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	return &Supervisor{
 		cfg: cfg, mover: stdio.NewMover(cfg.Poller), bootID: strings.TrimSpace(string(boot)),
-		pods: map[string]*pod{}, containers: map[string]*container{}, filters: map[string]*executor.Filter{},
+		makers: make(chan struct{}, makers),
+		pods:   map[string]*pod{}, containers: map[string]*container{}, filters: map[string]*executor.Filter{},
 		peers: map[*v1.Peer]bool{}, notes: map[string]bool{},
 	}, nil
 }
