@@ -56,6 +56,7 @@ type lab struct {
 	outside *netlab.NS
 	fabric  string // the file that all agents watch
 	hidden  map[string]bool
+	more    string // further top-level keys of the fabric
 }
 
 // node is a machine with an agent.
@@ -152,7 +153,7 @@ func (l *lab) write() {
 	if l.v6 {
 		cidrs = append(cidrs, "'fd00:10::/48'")
 	}
-	text := fmt.Sprintf("pools:\n- {name: default, cidrs: [%s], %s}\nnodes:\n", strings.Join(cidrs, ", "), l.pool)
+	text := l.more + fmt.Sprintf("pools:\n- {name: default, cidrs: [%s], %s}\nnodes:\n", strings.Join(cidrs, ", "), l.pool)
 	for _, n := range l.nodes {
 		if !l.hidden[n.name] {
 			text += n.entry()
