@@ -14,10 +14,10 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 GPU      := deviceplugin/cmd/berth-gpu
-PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
+PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni cni/cmd/berth-netd cni/cmd/berth-bgp csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
-PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio
+PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr
 
 export GOFLAGS := -mod=readonly
 
@@ -119,6 +119,18 @@ bench-cni: setup build tools ## berth-cni against the upstream plugins, interlea
 	CGO_ENABLED=0 $(GO) build -o $(OUT)/bench/fill ./cni/test/fill
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_FILL=$(OUT)/bench/fill $(GO) run ./cmd/bench-cni
 
+.PHONY: conformance-net
+conformance-net: setup build tools ## berth-netd on nodes that are namespaces: every mode, a cluster's life, 200 kills; a real API server; the move from flannel
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 20m -v ./cni/test/netd ./cni/internal/datapath
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -count=1 -timeout 10m -v ./netd
+	for f in strictyaml:FuzzDecode fabric:FuzzParse kube:FuzzAnnotations rtnl:FuzzParse; do \
+	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 30s; done
+
+.PHONY: bench-net
+bench-net: setup build tools ## berth-netd against flannel, interleaved; writes out/bench/net.json
+	@mkdir -p $(OUT)/bench
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-net
+
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 500 times and a shim 200 times under load, at every failpoint, and in a model of the CRI; writes out/torture.json
 	@mkdir -p $(OUT)
@@ -133,6 +145,16 @@ torture-cni: setup ## 10,000 ADD and DEL by 64 processes with SIGKILL, 50 reboot
 	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 40m -run 'Torture|Mutated' -v ./cni/test
 	for f in dropin:FuzzParse netconf:FuzzParse netconf:FuzzRequest spec:FuzzDecode hostlocal:FuzzDirectory; do \
 	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 60s; done
+
+.PHONY: conformance-bgp
+conformance-bgp: setup ## berth-bgp against BIRD 2 and FRR, both directions: every cell of the matrix, malformed messages, fuzzing
+	cd cni/test/bgp && BERTH_CONFORMANCE=1 $(GO) test -count=1 -timeout 20m # without a package's name: then what it prints is shown
+	$(GO) test ./cni/internal/bgp/channel -run '^$$' -fuzz '^FuzzReport$$' -fuzztime 20s -fuzzminimizetime 10x
+
+.PHONY: bench-bgp
+bench-bgp: setup ## 10,000 routes from BIRD through berth-bgp to the kernel, and from BIRD through BIRD; writes out/bench/bgp.json
+	@mkdir -p $(OUT)/bench
+	BERTH_BENCH_OUT=$(OUT)/bench/bgp.json $(GO) test -count=1 -timeout 20m -run '^TestBenchRoutes$$' -v ./cni/test/bgp
 
 .PHONY: conformance-gpu
 conformance-gpu: setup build ## berth-gpu against the kubelet's device manager: 200 kubelet restarts, 100 plugin kills, faults

@@ -51,6 +51,8 @@ build csisidecars 0 '' $k/external-resizer/v2/cmd/csi-resizer=csi-resizer $k/ext
 build csisanity 0 '' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity=csi-sanity
 rm -f "$out/.note"
 build kubeproxy 0 '' k8s.io/kubernetes/cmd/kube-proxy=kube-proxy
+# With cgo: one of its backends does not compile without.
+build flannel 1 '' github.com/flannel-io/flannel=flanneld
 
 # Debian's dynamic busybox is the test images' shell: unlike the static one it looks its commands up on the path,
 # which the suite's masked /bin/ls needs. The two packages exclude each other, so this one is only unpacked.

@@ -83,6 +83,11 @@ func (c *Cluster) secrets(nodes []string) error {
 	if err != nil {
 		return err
 	}
+	// By content, not by name: client-go keeps a connection's settings by the file's name, for the next cluster too.
+	if rc.CAData, err = os.ReadFile(rc.CAFile); err != nil {
+		return err
+	}
+	rc.CAFile = ""
 	rc.QPS, rc.Burst = 500, 1000
 	c.Config = rc
 	c.Client, err = kubernetes.NewForConfig(rc)

@@ -15,6 +15,8 @@ const (
 	osExec   = "os/exec"
 	criAPI   = "k8s.io/cri-api"
 	cdiSpecs = "tags.cncf.io/container-device-interface/specs-go"
+	yaml     = "go.yaml.in/yaml/v3"
+	gobgp    = "github.com/osrg/gobgp"
 	specsGo  = "github.com/opencontainers/runtime-spec"
 )
 
@@ -36,7 +38,7 @@ func rules() []rule {
 			ban: []string{grpc, criAPI, osExec},
 		}
 	}
-	return []rule{
+	return append(networkRules(leaves), []rule{
 		{path: "internal", foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "internal/house"},
 		{path: "proto/errs", ban: []string{osExec, http}},
@@ -124,7 +126,7 @@ func rules() []rule {
 		},
 
 		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup"), foreign: []string{sys}, ban: []string{http}},
-	}
+	}...)
 }
 
 func TestImports(t *testing.T) {
@@ -210,6 +212,9 @@ func TestRulesBite(t *testing.T) {
 		{"shim/internal/app", "github.com/sirupsen/logrus", false},
 		{"cni/internal/podnet", http, true},
 		{"cni/internal/podnet", osExec, true},
+		{"cni/internal/bgp/speaker", gobgp + "/v4/api", false},
+		{"cni/internal/bgp", module + "cni/internal/bgpd", false},
+		{"cni/internal/bgpd", osExec, true},
 		{"deviceplugin/internal/health", osPkg, true},
 		{"deviceplugin/internal/node", grpc, false},
 		{"deviceplugin/internal/alloc", module + "deviceplugin/internal/server", false},

@@ -23,6 +23,8 @@ func programs() map[string][]string {
 		"cri/cmd/berth-cri":              {},
 		"shim/cmd/berth-shim":            slices.DeleteFunc(slices.Clone(small), func(s string) bool { return s == "github.com/" }),
 		"cni/cmd/berth-cni":              small,
+		"cni/cmd/berth-netd":             {grpc, k8s + "/client-go/kubernetes", k8s + "/client-go/informers"},
+		"cni/cmd/berth-bgp":              {k8s},
 		"deviceplugin/cmd/berth-gpu":     {k8s + "/client-go", k8s + "/api", k8s + "/apimachinery"},
 		"deviceplugin/cmd/berth-gpu-dra": {"github.com/NVIDIA/"},
 		"csi/cmd/berth-csi":              {},
@@ -92,6 +94,7 @@ func keys(m map[string]bool) func(func(string) bool) {
 func starters() map[string]string {
 	return map[string]string{
 		"cri/internal/shims/shim.go":                       "berth-shim",
+		"cni/internal/bgp/speaker/process.go":              "berth-bgp, as another user",
 		"cni/internal/delegate/delegate.go":                "an IPAM plugin that is not built in, as the specification says",
 		"cri/internal/apparmor/apparmor.go":                "apparmor_parser, which compiles and loads a profile, where AppArmor is active",
 		"cni/internal/iptables/iptables.go":                "iptables-save and iptables-restore, where the configuration asks for iptables",

@@ -26,6 +26,9 @@ func (c *Conn) Close() error { return c.c.Close() }
 // FD is the socket, for a process that shall outlive us holding it (see package linkdel).
 func (c *Conn) FD() int { return c.c.FD() }
 
+// Port is the socket's number, which notifications of what it caused carry.
+func (c *Conn) Port() uint32 { return c.c.Port() }
+
 func batchMark(typ uint16) []byte {
 	// res_id is the subsystem, in network order (struct nfgenmsg).
 	return nlwire.New(typ, requestFlags, []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES}).Done()

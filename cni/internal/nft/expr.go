@@ -80,6 +80,9 @@ func DestPort(dst Reg) Expr { return payload(baseTransp, 2, 2, dst) }
 // Ports loads source and destination port as four bytes.
 func Ports(dst Reg) Expr { return payload(baseTransp, 0, 4, dst) }
 
+// VXLANID loads the network identifier (3 bytes) of a VXLAN packet, which stands behind the UDP header and four bytes.
+func VXLANID(dst Reg) Expr { return payload(baseTransp, 12, 3, dst) }
+
 // ICMPType loads the type of an ICMP or ICMPv6 message.
 func ICMPType(dst Reg) Expr { return payload(baseTransp, 0, 1, dst) }
 

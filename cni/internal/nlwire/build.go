@@ -116,3 +116,7 @@ func SetSeq(msg []byte, seq uint32) { binary.NativeEndian.PutUint32(msg[8:], seq
 func AddFlags(msg []byte, flags uint16) {
 	binary.NativeEndian.PutUint16(msg[6:], binary.NativeEndian.Uint16(msg[6:])|flags)
 }
+
+func clearFlags(msg []byte, flags uint16) {
+	binary.NativeEndian.PutUint16(msg[6:], binary.NativeEndian.Uint16(msg[6:])&^flags)
+}

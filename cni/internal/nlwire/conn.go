@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -127,6 +128,56 @@ func (c *Conn) Do(ops []Op) error {
 	return errors.Join(failed...)
 }
 
+// batch is how many requests go into one datagram of [Conn.Batch]: 256 routes take some 30 KiB, and as many errors, if all
+// fail, fit into a receive buffer of the default size.
+const batch = 256
+
+// Batch is Do for many ops: only the last of each datagram is acknowledged, the others answer when they fail. 3,000
+// routes and entries take a third of the time that Do needs for them.
+func (c *Conn) Batch(ops []Op) error {
+	var failed []error
+	for part := range slices.Chunk(ops, batch) {
+		msgs := make([][]byte, len(part))
+		for i := range part {
+			msgs[i] = part[i].Msg
+			clearFlags(msgs[i], unix.NLM_F_ACK)
+		}
+		AddFlags(msgs[len(msgs)-1], unix.NLM_F_ACK)
+		first, err := c.Send(msgs...)
+		if err != nil {
+			return errors.Join(append(failed, fmt.Errorf("%s: %w", part[0].What, err))...)
+		}
+		errs, err := c.outcome(part, first)
+		failed = append(failed, errs...)
+		if err != nil {
+			return errors.Join(append(failed, fmt.Errorf("%s and what follows: %w", part[0].What, err))...)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// outcome reads answers until that to the last op.
+func (c *Conn) outcome(ops []Op, first uint32) (failed []error, err error) {
+	for {
+		answers, err := c.Recv(true)
+		if err != nil {
+			return failed, err
+		}
+		for _, m := range answers {
+			i := int(m.Seq - first)
+			if m.Type != unix.NLMSG_ERROR || i < 0 || i >= len(ops) {
+				continue
+			}
+			if errno := m.Errno(); errno != 0 && !ops[i].Tolerates(errno) {
+				failed = append(failed, fmt.Errorf("%s: %w", ops[i].What, errno))
+			}
+			if i == len(ops)-1 {
+				return failed, nil
+			}
+		}
+	}
+}
+
 // Query sends one request and returns its answers: every part of a dump, or the one message of a get. The
 // request must not ask for an acknowledgement.
 func (c *Conn) Query(what string, msg []byte) ([]Message, error) {
@@ -167,4 +218,13 @@ func (c *Conn) Join(group int) error {
 func (c *Conn) Timeout(d time.Duration) error {
 	tv := unix.NsecToTimeval(d.Nanoseconds())
 	return os.NewSyscallError("netlink timeout", unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv))
+}
+
+// Port is the socket's number, which notifications of what it caused carry; 0 if it cannot be asked for.
+func (c *Conn) Port() uint32 {
+	sa, err := unix.Getsockname(c.fd)
+	if nl, ok := sa.(*unix.SockaddrNetlink); err == nil && ok {
+		return nl.Pid
+	}
+	return 0
 }

@@ -11,6 +11,8 @@ import (
 type Message struct {
 	Type, Flags uint16
 	Seq         uint32
+	// Port is the socket that caused a notification; 0 is the kernel itself.
+	Port uint32
 	// Body is everything after the header.
 	Body []byte
 }
@@ -35,6 +37,7 @@ func Split(b []byte) ([]Message, error) {
 			Type:  binary.NativeEndian.Uint16(b[4:]),
 			Flags: binary.NativeEndian.Uint16(b[6:]),
 			Seq:   binary.NativeEndian.Uint32(b[8:]),
+			Port:  binary.NativeEndian.Uint32(b[12:]),
 			Body:  b[headerLen:n],
 		})
 		b = b[min((n+3)&^3, len(b)):]

@@ -1,0 +1,246 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/berth-project/berth/cni/internal/agent"
+	"github.com/berth-project/berth/cni/internal/fabric"
+	"github.com/berth-project/berth/cni/internal/netdconf"
+	"github.com/berth-project/berth/cni/internal/overlay"
+)
+
+// Times: how long changes are gathered before the model is made anew, when a refused publication is tried again, and how
+// long a first list may take.
+const (
+	gather       = 20 * time.Millisecond
+	publishAgain = 2 * time.Second
+	firstList    = 5 * time.Second
+)
+
+// Source is a cluster. Use [New].
+type Source struct {
+	conf  netdconf.Kubernetes
+	node  string
+	log   *slog.Logger
+	core  rest.Interface
+	net   rest.Interface
+	nodes *store[fabric.Node]
+	pools *store[fabric.Pool]
+	peers *store[fabric.BGPPeer]
+	dirty chan struct{}
+	// said is what the node's annotations were when they were last seen.
+	said map[string]string
+	mu   sync.Mutex
+}
+
+// New prepares the connection; nothing is sent yet.
+func New(conf netdconf.Kubernetes, node string, log *slog.Logger) (*Source, error) {
+	rc, err := clientcmd.BuildConfigFromFlags("", conf.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	rc.QPS, rc.Burst, rc.UserAgent = 20, 40, "berth-netd"
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	scheme.AddKnownTypes(groupVersion(), &NetworkPool{}, &NetworkPoolList{}, &BGPPeer{}, &BGPPeerList{})
+	metav1.AddToGroupVersion(scheme, groupVersion())
+	s := &Source{conf: conf, node: node, log: log, dirty: make(chan struct{}, 1)}
+	if s.core, err = client(rc, scheme, corev1.SchemeGroupVersion, "/api", runtime.ContentTypeProtobuf); err != nil {
+		return nil, err
+	}
+	if s.net, err = client(rc, scheme, groupVersion(), "/apis", runtime.ContentTypeJSON); err != nil {
+		return nil, err
+	}
+	s.nodes = newStore("node", s.dirty, s.readNode)
+	s.peers = newStore("BGP peer", s.dirty, peerOf)
+	s.pools = newStore("pool", s.dirty, func(obj any) (fabric.Pool, error) {
+		p, ok := obj.(*NetworkPool)
+		if !ok {
+			return fabric.Pool{}, fmt.Errorf("is a %T", obj)
+		}
+		return poolOf(p)
+	})
+	return s, nil
+}
+
+func client(rc *rest.Config, scheme *runtime.Scheme, gv schema.GroupVersion, path, content string) (rest.Interface, error) {
+	c := rest.CopyConfig(rc)
+	c.GroupVersion, c.APIPath, c.ContentType = &gv, path, content
+	c.AcceptContentTypes = content + "," + runtime.ContentTypeJSON
+	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	return rest.RESTClientFor(c)
+}
+
+// Name implements [agent.Source].
+func (s *Source) Name() string { return "kubernetes" }
+
+func (s *Source) readNode(obj any) (fabric.Node, error) {
+	n, ok := obj.(*corev1.Node)
+	if !ok {
+		return fabric.Node{}, fmt.Errorf("is a %T", obj)
+	}
+	if n.Name == s.node {
+		s.mu.Lock()
+		s.said = map[string]string{}
+		for _, key := range []string{flannelType, flannelData, flannelData6, flannelPublic, flannelPublic6, flannelKube} {
+			if v, ok := n.Annotations[key]; ok {
+				s.said[key] = v
+			}
+		}
+		s.mu.Unlock()
+	}
+	out, err := nodeOf(n, s.conf.Flannel)
+	if n.Name == s.node {
+		out.Labels = n.Labels // only this node's are asked for: by its peers' selectors
+	}
+	return out, err
+}
+
+// Run implements [agent.Source]: it watches until ctx ends. While the API server is away nothing is delivered, and what
+// was delivered stays.
+func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { watch(ctx, s.core, "nodes", &corev1.Node{}, s.nodes) })
+	if len(s.conf.FlannelNetwork) == 0 {
+		wg.Go(func() { watch(ctx, s.net, "networkpools", &NetworkPool{}, s.pools) })
+		wg.Go(func() { watch(ctx, s.net, "bgppeers", &BGPPeer{}, s.peers) })
+	}
+	again := time.NewTimer(publishAgain)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C:
+		case <-s.dirty:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(gather):
+			}
+		}
+		d, ok := s.build()
+		if !ok {
+			continue
+		}
+		deliver(d)
+		if err := s.publish(ctx, d); err != nil {
+			s.log.Warn("the node's annotations are not written", "error", err)
+			again.Reset(publishAgain)
+		}
+	}
+}
+
+// listing is a store that knows whether its first list has come.
+type listing interface {
+	cache.ReflectorStore
+	wasListed() bool
+}
+
+// watch keeps a store up to date until ctx ends. A first list that does not come is asked for again: a server whose
+// definition of the resource is being made may take a watch and never answer it.
+func watch(ctx context.Context, c rest.Interface, resource string, example runtime.Object, to listing) {
+	for ctx.Err() == nil {
+		attempt, cancel := context.WithCancel(ctx)
+		late := time.AfterFunc(firstList, func() {
+			if !to.wasListed() {
+				cancel()
+			}
+		})
+		lw := cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything())
+		cache.NewReflectorWithOptions(lw, example, to, cache.ReflectorOptions{Name: resource}).RunWithContext(attempt)
+		late.Stop()
+		cancel()
+	}
+}
+
+// build makes the model of what is in the stores; ok is false before both were listed once.
+func (s *Source) build() (agent.Delivery, bool) {
+	nodes, remarks, ok := s.nodes.all()
+	pools, more, listed := s.pools.all()
+	peers, wrong, peered := s.peers.all()
+	if len(s.conf.FlannelNetwork) > 0 {
+		p, err := s.flannelPool()
+		if err != nil {
+			return agent.Delivery{Err: err}, true
+		}
+		pools, listed, peered = []fabric.Pool{p}, true, true
+	}
+	if !ok || !listed || !peered {
+		return agent.Delivery{}, false
+	}
+	f := &fabric.Fabric{Pools: pools, Nodes: nodes, BGP: fabric.BGP{
+		ASN: s.conf.ASN, Topology: s.conf.Topology, PasswordFile: s.conf.PasswordFile, Peers: peers,
+	}}
+	d := agent.Delivery{Fabric: f, Remarks: slices.Concat(remarks, more, wrong, f.Salvage())}
+	if s.conf.Flannel {
+		d.Names = overlay.FlannelNames(flannelVNI)
+	}
+	return d, true
+}
+
+func (s *Source) flannelPool() (fabric.Pool, error) {
+	p := fabric.Pool{Name: "flannel", Mode: fabric.Mode(s.conf.FlannelBackend)}
+	for _, c := range s.conf.FlannelNetwork {
+		cidr, err := netip.ParsePrefix(c)
+		if err != nil {
+			return p, fmt.Errorf("kubernetes.flannelNetwork: %w", err)
+		}
+		p.CIDRs = append(p.CIDRs, cidr)
+	}
+	return p, nil
+}
+
+// publish writes the node's annotations where flannel on other nodes reads them, if they are not so already.
+func (s *Source) publish(ctx context.Context, d agent.Delivery) error {
+	if !s.conf.Flannel || d.Fabric == nil {
+		return nil
+	}
+	self, ok := d.Fabric.Node(s.node)
+	if !ok {
+		return nil
+	}
+	mode := fabric.VXLAN
+	if len(d.Fabric.Pools) > 0 {
+		mode = d.Fabric.Pools[0].EffectiveMode()
+	}
+	want, err := publish(self, mode)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	same := true
+	for k, v := range want {
+		same = same && s.said[k] == v
+	}
+	s.mu.Unlock()
+	if same {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": want}})
+	if err != nil {
+		return err
+	}
+	return s.core.Patch(types.MergePatchType).Resource("nodes").Name(s.node).Body(patch).Do(ctx).Error()
+}

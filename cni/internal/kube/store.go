@@ -1,0 +1,120 @@
+package kube
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+)
+
+// store keeps of each object what read makes of it: the reflector's store. An object that is wrong keeps what it was when
+// it was last right, and has a remark. Changes are told by a value in changed.
+type store[T any] struct {
+	kind    string
+	read    func(obj any) (T, error)
+	changed chan<- struct{}
+
+	mu     sync.Mutex
+	good   map[string]T
+	bad    map[string]string
+	listed bool // the first list has come
+}
+
+func newStore[T any](kind string, changed chan<- struct{}, read func(any) (T, error)) *store[T] {
+	return &store[T]{kind: kind, read: read, changed: changed, good: map[string]T{}, bad: map[string]string{}}
+}
+
+func (s *store[T]) tell() {
+	select {
+	case s.changed <- struct{}{}:
+	default: // one is waiting
+	}
+}
+
+// put is with the lock held.
+func (s *store[T]) put(obj any) error {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return err
+	}
+	v, err := s.read(obj)
+	if err != nil {
+		s.bad[m.GetName()] = fmt.Sprintf("%s %s: %v", s.kind, m.GetName(), err)
+		return nil
+	}
+	delete(s.bad, m.GetName())
+	s.good[m.GetName()] = v
+	return nil
+}
+
+// Add implements cache.ReflectorStore.
+func (s *store[T]) Add(obj any) error { return s.Update(obj) }
+
+// Update implements cache.ReflectorStore.
+func (s *store[T]) Update(obj any) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.put(obj)
+	s.tell()
+	return err
+}
+
+// Delete implements cache.ReflectorStore.
+func (s *store[T]) Delete(obj any) error {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.good, m.GetName())
+	delete(s.bad, m.GetName())
+	s.tell()
+	return nil
+}
+
+// Replace implements cache.ReflectorStore: a list has come.
+func (s *store[T]) Replace(list []any, _ string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	there := map[string]bool{}
+	for _, obj := range list {
+		m, err := meta.Accessor(obj)
+		if err != nil {
+			return err
+		}
+		there[m.GetName()] = true
+		if err := s.put(obj); err != nil {
+			return err
+		}
+	}
+	maps.DeleteFunc(s.good, func(name string, _ T) bool { return !there[name] })
+	maps.DeleteFunc(s.bad, func(name string, _ string) bool { return !there[name] })
+	s.listed = true
+	s.tell()
+	return nil
+}
+
+// Resync implements cache.ReflectorStore; there is nothing to do again.
+func (s *store[T]) Resync() error { return nil }
+
+// all are the objects in the order of their names, and the remarks; ok is false before the first list.
+func (s *store[T]) all() (out []T, remarks []string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.good)) {
+		out = append(out, s.good[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.bad)) {
+		remarks = append(remarks, s.bad[name])
+	}
+	return out, remarks, s.listed
+}
+
+func (s *store[T]) wasListed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.listed
+}
