@@ -17,7 +17,8 @@ GPU      := deviceplugin/cmd/berth-gpu
 PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni cni/cmd/berth-netd cni/cmd/berth-bgp csi/cmd/berth-csi deviceplugin/cmd/berth-gpu-dra
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
-PACKAGES := busybox-static nftables iptables iproute2 iputils-ping conntrack strace procps util-linux gcc libc6-dev libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr
+RUN_PACKAGES := busybox-static nftables iptables iproute2 procps util-linux gcc libc6-dev
+PACKAGES := $(RUN_PACKAGES) iputils-ping conntrack strace libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr
 
 export GOFLAGS := -mod=readonly
 
@@ -28,6 +29,10 @@ help: ## Show this list
 .PHONY: setup
 setup: ## Install the Debian packages that builds and tests need
 	@./e2e/setup.sh $(PACKAGES)
+
+.PHONY: setup-run
+setup-run:
+	@./e2e/setup.sh $(RUN_PACKAGES)
 
 .PHONY: build
 build: ## Build Berth's programs into bin/
@@ -44,7 +49,8 @@ tools: ## Build the upstream kubelet, crictl, critest, containerd, runc and CNI 
 	@./e2e/build.sh $(TOOLS)
 
 .PHONY: run
-run: setup build tools ## A real kubelet on Berth, with a pod that answers
+run: setup-run build ## A real kubelet on Berth, with a pod that answers
+	@./e2e/build.sh $(TOOLS) run
 	@$(BIN)/demo --bin $(BIN) --tools $(TOOLS) run
 
 .PHONY: stop

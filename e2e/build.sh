@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the upstream programs that Berth is tested with and measured against, each once: a stamp holds the hash of
-# the module files and the arguments it was built from.
+# the module files and the arguments it was built from. With "run" only those that `make run` shows Berth with.
 set -euo pipefail
-out=$1
+out=$1 what=${2:-all}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 export GOFLAGS=-mod=readonly
@@ -30,6 +30,7 @@ build() { # module, cgo, tags, then package=program pairs; a program that ends i
 
 build critest 0 '' sigs.k8s.io/cri-tools/cmd/crictl=crictl sigs.k8s.io/cri-tools/cmd/critest=critest
 c=github.com/containerd/containerd/v2/cmd
+if [ "$what" = all ]; then
 build containerd 0 no_btrfs $c/containerd=containerd $c/containerd-shim-runc-v2=containerd-shim-runc-v2
 build runc 1 seccomp github.com/opencontainers/runc=runc
 p=github.com/containernetworking/plugins/plugins
@@ -40,19 +41,22 @@ t=github.com/containernetworking/plugins
 build cnitests 0 '' $t/integration=cni-integration.test $t/plugins/main/loopback=cni-loopback.test \
   $t/plugins/meta/portmap=cni-portmap.test $t/plugins/meta/firewall=cni-firewall.test \
   $t/pkg/testutils/echo/server=cni-echo-server $t/pkg/testutils/echo/client=cni-echo-client
+fi
 echo "  the kubelet takes 3 to 7 minutes the first time" >"$out/.note"
 [ -e "$out/kubelet" ] || cat "$out/.note"
 build kubelet 0 '' k8s.io/kubernetes/cmd/kubelet=kubelet
+rm -f "$out/.note"
+if [ "$what" = all ]; then
 # The control plane and a kubelet in one program, for the tests that need a cluster: linking it is what takes the time.
 build cluster 0 '' .=cluster
 k=github.com/kubernetes-csi
 build csiprovisioner 0 '' $k/external-provisioner/v6/cmd/csi-provisioner=csi-provisioner
 build csisidecars 0 '' $k/external-resizer/v2/cmd/csi-resizer=csi-resizer $k/external-snapshotter/v8/cmd/csi-snapshotter=csi-snapshotter
 build csisanity 0 '' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity=csi-sanity
-rm -f "$out/.note"
 build kubeproxy 0 '' k8s.io/kubernetes/cmd/kube-proxy=kube-proxy
 # With cgo: one of its backends does not compile without.
 build flannel 1 '' github.com/flannel-io/flannel=flanneld
+fi
 
 # Debian's dynamic busybox is the test images' shell: unlike the static one it looks its commands up on the path,
 # which the suite's masked /bin/ls needs. The two packages exclude each other, so this one is only unpacked.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs Debian packages that are missing; says nothing when none is.
+# Installs Debian packages that are missing; says nothing when none is. What they bring as services (bird, frr) is neither
+# started nor enabled: the tests run those programs themselves, in namespaces of their own.
 set -euo pipefail
 missing=()
 for p in "$@"; do
@@ -7,6 +8,20 @@ for p in "$@"; do
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 echo "  installing ${missing[*]}"
+policy=/usr/sbin/policy-rc.d # asked by invoke-rc.d(8) and deb-systemd-invoke(1): 101 is "do not"
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 0755 "$policy"
+fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+if [ -d /run/systemd/system ]; then
+  for p in "${missing[@]}"; do
+    case $p in
+    bird2) systemctl --quiet disable bird.service ;;
+    frr) systemctl --quiet disable frr.service ;;
+    esac
+  done
+fi
