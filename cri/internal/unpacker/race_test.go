@@ -171,6 +171,9 @@ func TestKilledWithItsParent(t *testing.T) {
 			if _, err := fmt.Fscan(out, &pid); err != nil {
 				t.Fatal(err)
 			}
+			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid)); err != nil || string(b) != "900\n" {
+				t.Errorf("oom_score_adj %q, %v", b, err)
+			}
 			time.Sleep(20 * time.Millisecond) // it starts
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
