@@ -73,6 +73,8 @@ func (u *Unpacker) start(dir *os.File, diffID digest.Digest, limits layers.Limit
 		process: p, ring: ring{mem: mem, lengths: ends[1], credits: ends[6]}, heard: make(chan struct{}), cries: make(chan string, 1),
 		ended: make(chan struct{}), guards: make(chan struct{}),
 	}
+	// Where memory runs out, this is to go before containers do, and not stand under the daemon's own protection.
+	_ = os.WriteFile("/proc/"+strconv.Itoa(p.Pid)+"/oom_score_adj", []byte(oomScore), 0) //nolint:errcheck // it has ended
 	if u.cfg.Observe != nil {
 		u.cfg.Observe(p.Pid)
 	}

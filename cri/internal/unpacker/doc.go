@@ -48,6 +48,8 @@ const (
 	memoryGoal = "256MiB"
 	// files is RLIMIT_NOFILE: removal holds one for each level, of which there are at most 1024.
 	files = 1100
+	// oomScore is oom_score_adj.
+	oomScore = "900"
 	// cpuTime is RLIMIT_CPU, in seconds.
 	cpuTime = 3600
 )

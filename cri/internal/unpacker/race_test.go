@@ -3,8 +3,10 @@ package unpacker_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -169,6 +171,9 @@ func TestKilledWithItsParent(t *testing.T) {
 			if _, err := fmt.Fscan(out, &pid); err != nil {
 				t.Fatal(err)
 			}
+			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid)); err != nil || string(b) != "900\n" {
+				t.Errorf("oom_score_adj %q, %v", b, err)
+			}
 			time.Sleep(20 * time.Millisecond) // it starts
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
@@ -182,5 +187,36 @@ func TestKilledWithItsParent(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestProgramReplaced deletes the program's file while it is in use, as an upgrade under a running daemon does: the
+// daemon goes on with what it was.
+func TestProgramReplaced(t *testing.T) {
+	clean(t)
+	b, err := os.ReadFile(config().Program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "berth-cri")
+	if err := os.WriteFile(path, b, 0o755); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	u := unpacker.New(unpacker.Config{Program: fmt.Sprintf("/proc/self/fd/%d", f.Fd())})
+	plain := simple(t, "a", "x")
+	for range 2 {
+		j := newJail(t)
+		if _, err := u.Unpack(t.Context(), open(t, j.layer), bytes.NewReader(plain), blobOf(plain, plain), layers.Limits{}); err != nil {
+			t.Fatal(err)
+		}
+		j.unharmed(t)
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
 	}
 }

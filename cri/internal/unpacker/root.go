@@ -1,8 +1,12 @@
 package unpacker
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,26 +18,64 @@ const program = "unpacker"
 // holds nothing but the program at path, and takes from it what children must not have. Children of this thread start
 // with all that. The thread keeps CAP_SYS_ADMIN, for it makes their pid namespaces; exec takes it from them.
 func enclose(path string) error {
-	exe, err := detached(unix.AT_FDCWD, path, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	exe, copied, err := executable(path)
 	if err != nil {
 		return fmt.Errorf("program: %w", err)
 	}
-	defer exe.Close() //nolint:errcheck // O_PATH
+	defer exe.Close() //nolint:errcheck // O_PATH, or read only
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return os.NewSyscallError("mount", err)
 	}
-	root, err := emptyRoot()
+	root, err := emptyRoot(copied)
 	if err != nil {
 		return err
 	}
 	defer root.Close() //nolint:errcheck // nothing written
+	if copied > 0 {
+		if err := fill(root, exe, copied); err != nil {
+			return fmt.Errorf("program: %w", err)
+		}
+		exe = nil
+	}
 	if err := changeRoot(root, exe); err != nil {
 		return err
 	}
 	return dropPrivileges()
+}
+
+// executable opens the program as a detached mount. One that was deleted, as an upgrade does under a running daemon,
+// cannot be mounted (ENOENT): then it is open for reading, and size is how much is to be copied.
+func executable(path string) (f *os.File, size int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return nil, 0, os.NewSyscallError("stat", err)
+	}
+	if st.Nlink == 0 {
+		f, err = os.Open(path) //nolint:gosec // this program, or a test's
+		return f, st.Size, err
+	}
+	f, err = detached(unix.AT_FDCWD, path, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	return f, 0, err
+}
+
+// fill copies the program into the new root. Nothing may fork meanwhile: a child would keep it open for writing, and
+// what is open for writing cannot be executed.
+func fill(root, exe *os.File, size int64) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fd, err := unix.Openat(int(root.Fd()), program, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("openat", err)
+	}
+	to := os.NewFile(uintptr(fd), program)
+	n, err := io.Copy(to, exe)
+	if err == nil && n != size {
+		err = io.ErrUnexpectedEOF
+	}
+	return errors.Join(err, to.Close())
 }
 
 // detached clones the mount of a file or directory into one that is nowhere, with the given MOUNT_ATTR_*. Its root
@@ -55,14 +97,14 @@ func detached(dir int, path string, attributes uint64) (*os.File, error) {
 	return f, nil
 }
 
-// emptyRoot makes a file system with one empty file, the place for the program.
-func emptyRoot() (*os.File, error) {
+// emptyRoot makes a file system with one empty file, the place for the program, and room for size bytes in it.
+func emptyRoot(size int64) (*os.File, error) {
 	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("fsopen", err)
 	}
 	defer unix.Close(fs) //nolint:errcheck // a context
-	for key, value := range map[string]string{"mode": "0555", "size": "4096", "nr_inodes": "8"} {
+	for key, value := range map[string]string{"mode": "0555", "size": strconv.FormatInt(size+64<<10, 10), "nr_inodes": "8"} {
 		if err := unix.FsconfigSetString(fs, key, value); err != nil {
 			return nil, os.NewSyscallError("fsconfig", err)
 		}
@@ -86,7 +128,7 @@ func emptyRoot() (*os.File, error) {
 	return root, nil
 }
 
-// changeRoot makes root the thread's, with exe in it, and lets everything else go.
+// changeRoot makes root the thread's, with exe in it unless it is nil, and lets everything else go.
 func changeRoot(root, exe *os.File) error {
 	if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return os.NewSyscallError("move_mount", err)
@@ -94,8 +136,10 @@ func changeRoot(root, exe *os.File) error {
 	if err := unix.Fchdir(int(root.Fd())); err != nil {
 		return os.NewSyscallError("fchdir", err)
 	}
-	if err := unix.MoveMount(int(exe.Fd()), "", unix.AT_FDCWD, program, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return os.NewSyscallError("move_mount", err)
+	if exe != nil {
+		if err := unix.MoveMount(int(exe.Fd()), "", unix.AT_FDCWD, program, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return os.NewSyscallError("move_mount", err)
+		}
 	}
 	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 	if err := unix.MountSetattr(int(root.Fd()), "", unix.AT_EMPTY_PATH, attr); err != nil {
