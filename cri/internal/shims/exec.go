@@ -3,6 +3,7 @@ package shims
 import (
 	"context"
 	"os"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -24,7 +25,17 @@ type execEntry struct {
 	container string
 	id        string
 	pidfd     *os.File
-	done      chan v1.Exit // buffered: one value
+	once      sync.Once
+	done      chan struct{} // closed when exit is there
+	exit      v1.Exit
+}
+
+// end is told by the supervisor, or found in the kernel; the first word counts.
+func (e *execEntry) end(x v1.Exit) {
+	e.once.Do(func() {
+		e.exit = x
+		close(e.done)
+	})
 }
 
 // Process is a running exec. Close it when done.
@@ -47,7 +58,7 @@ func (p *Pool) Exec(ctx context.Context, req v1.Exec, groups *cgroup.Handles, st
 	}
 	req.Cgroups = announce(groups)
 	var reply v1.ExecReply
-	e := &execEntry{shim: s, container: req.Container, id: req.ID, done: make(chan v1.Exit, 1)}
+	e := &execEntry{shim: s, container: req.Container, id: req.ID, done: make(chan struct{})}
 	x := &Process{pool: p, entry: e}
 	p.mu.Lock()
 	p.execs[e.key()] = e // its end may be told before the answer to Exec
@@ -71,9 +82,8 @@ func (e *execEntry) key() string { return e.container + "/" + e.id }
 // Wait returns how the process ended, or ctx's error.
 func (x *Process) Wait(ctx context.Context) (v1.Exit, error) {
 	select {
-	case e := <-x.entry.done:
-		x.entry.done <- e // for the next Wait
-		return e, nil
+	case <-x.entry.done:
+		return x.entry.exit, nil
 	case <-ctx.Done():
 		return v1.Exit{}, ctx.Err()
 	}
@@ -124,10 +134,7 @@ func (p *Pool) watchExecs(s *shim) {
 			for end := time.Now().Add(uncollected); x.Unknown && time.Now().Before(end) && !p.isClosed(); x = exitOf(own) {
 				time.Sleep(5 * time.Millisecond)
 			}
-			select {
-			case e.done <- x:
-			default:
-			}
+			e.end(x)
 		})
 	}
 }

@@ -287,10 +287,7 @@ func (p *Pool) ended(s *shim, x v1.Exited) {
 	p.mu.Lock()
 	if x.Exec != "" {
 		if e := p.execs[x.Container+"/"+x.Exec]; e != nil { // else nobody waits for it
-			select {
-			case e.done <- x.Exit:
-			default: // told before
-			}
+			e.end(x.Exit)
 		}
 		p.mu.Unlock()
 		return
