@@ -126,14 +126,14 @@ bench-cni: setup build tools ## berth-cni against the upstream plugins, interlea
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_FILL=$(OUT)/bench/fill $(GO) run ./cmd/bench-cni
 
 .PHONY: conformance-net
-conformance-net: setup build tools ## berth-netd on nodes that are namespaces: every mode, a cluster's life, 200 kills; a real API server; the move from flannel
+conformance-net: setup build tools conformance-bgp ## berth-netd on nodes that are namespaces: every mode, a cluster's life, 200 kills; a real API server; the move from flannel
 	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 20m -v ./cni/test/netd ./cni/internal/datapath
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -count=1 -timeout 10m -v ./netd
 	for f in strictyaml:FuzzDecode fabric:FuzzParse kube:FuzzAnnotations rtnl:FuzzParse; do \
 	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 30s; done
 
 .PHONY: bench-net
-bench-net: setup build tools ## berth-netd against flannel, interleaved; writes out/bench/net.json
+bench-net: setup build tools bench-bgp ## berth-netd against flannel, interleaved; writes out/bench/net.json
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-net
 

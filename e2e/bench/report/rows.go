@@ -56,6 +56,20 @@ func round(v float64) float64 {
 	return math.Round(v*scale) / scale
 }
 
+// AddJSON appends the rows of another benchmark's file.
+func (r *Report) AddJSON(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var rows []Row
+	if err := json.Unmarshal(b, &rows); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	r.Rows = append(r.Rows, rows...)
+	return nil
+}
+
 // WriteJSON writes the rows as a list, by rename.
 func (r *Report) WriteJSON(path string) error {
 	b, err := json.MarshalIndent(r.Rows, "", "  ")

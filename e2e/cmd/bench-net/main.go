@@ -36,8 +36,12 @@ func run(lab *harness.Lab) int {
 		return 1
 	}
 	r, err := overlay.Run(ctx, c)
+	out := filepath.Join(os.Getenv("BERTH_OUT"), "bench")
 	if err == nil {
-		err = r.WriteJSON(filepath.Join(os.Getenv("BERTH_OUT"), "bench", "net.json"))
+		err = r.AddJSON(filepath.Join(out, "bgp.json")) // of `make bench-bgp`, which has just run
+	}
+	if err == nil {
+		err = r.WriteJSON(filepath.Join(out, "net.json"))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench-net:", err)
