@@ -314,7 +314,7 @@ func checkSysctls(c *cri.PodSandboxConfig) error {
 // NamespacePath is a pod's network namespace while it has one, for dialling into it. It is the caller's to close.
 func (m *Manager) NamespacePath(p *Pod) (*os.File, error) {
 	if p.hostNetwork() {
-		return os.Open("/proc/self/ns/net")
+		return os.Open("/proc/thread-self/ns/net") // every thread but those that are locked elsewhere is in the host's
 	}
 	if !p.State().Ready {
 		return nil, errs.FailedPrecondition.Errorf("pod %s is not ready", p.ID)

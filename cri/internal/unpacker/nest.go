@@ -6,6 +6,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth/proto/errs"
 )
 
@@ -65,9 +67,17 @@ func (n *nest) release() {
 
 // run is the thread: it is never unlocked, so that it ends with what was done to it. Children die with it
 // (PR_SET_PDEATHSIG goes by thread).
-func (n *nest) run(ready chan<- error, requests <-chan birth, done chan<- struct{}) {
-	defer close(done)
+func (n *nest) run(ready chan<- error, requests <-chan birth, done chan struct{}) {
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The main thread does not end with its goroutine, and is what /proc/self shows: it stays where it is, and is held
+		// here for as long as another one is needed, so that no goroutine gets it meanwhile.
+		defer runtime.UnlockOSThread()
+		go n.run(ready, requests, done)
+		<-done
+		return
+	}
+	defer close(done)
 	err := enclose(n.program)
 	ready <- err
 	if err != nil {
