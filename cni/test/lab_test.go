@@ -24,7 +24,7 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "berth-cni")
-	cmd := exec.Command("go", "build", "-o", bin, "github.com/berth-project/berth/cni/cmd/berth-cni")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", bin, "github.com/berth-project/berth/cni/cmd/berth-cni")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)

@@ -15,6 +15,15 @@ func TestIPTables(t *testing.T) {
 	} {
 		t.Run(name, test)
 	}
+	t.Run("PoolsGrow", func(t *testing.T) { // what an older pod's rules leave alone grows with them
+		n := newNode(t)
+		a := n.addPod(t, "a", dual)
+		n.outside.serve(t, 8000)
+		n.outside.sh(t, "ip route add 10.99.0.0/24 via "+nodeIP4)
+		expect(t, "masqueraded", a.ns, "tcp", outIP4, 8000, nodeIP4)
+		n.addPod(t, "b", dual+`,"masqueradeExclude":["192.0.2.0/24"]`)
+		expect(t, "excluded since", a.ns, "tcp", outIP4, 8000, a.v4)
+	})
 	t.Run("AddAndDel", func(t *testing.T) {
 		n := newNode(t)
 		before := n.sh(t, "iptables-save") + n.sh(t, "ip6tables-save")

@@ -24,9 +24,9 @@ func poolObject(name, mode string, cidrs ...any) *unstructured.Unstructured {
 // TestPools: nodes and pools are objects of the cluster; what is wrong of them is named and takes nothing else with it,
 // and an API server that goes away takes nothing down.
 func TestPools(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
 	c := newCluster(t, 3)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
 	must(t, c.Apply(ctx, "../../cni/deploy/crds.yaml"))
 	await(t, "the pool's definition", 10*time.Second, func() error { return c.Post(ctx, poolObject("default", "host-gw", netcluster.Pods)) })
 	var pods []*netcluster.Pod

@@ -238,12 +238,22 @@ func Remove(r *Rules) error {
 }
 
 // Missing lists which of the rules are not there.
-func Missing(r *Rules) ([]string, error) {
+func Missing(r *Rules) ([]string, error) { return Saved{}.Missing(r) }
+
+// Saved is what a node has in iptables, read once by each program that is asked, for many rules to be looked up in.
+type Saved map[string]string
+
+// Missing lists which of the rules are not in what is saved.
+func (s Saved) Missing(r *Rules) ([]string, error) {
 	var missing []string
 	err := r.families(func(save, _ string, f *Family) error {
-		saved, err := run(save, "")
-		if err != nil {
-			return err
+		saved, known := s[save]
+		if !known {
+			var err error
+			if saved, err = run(save, ""); err != nil {
+				return err
+			}
+			s[save] = saved
 		}
 		for _, n := range f.Chains {
 			if !hasChain(saved, n) {

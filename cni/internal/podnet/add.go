@@ -132,11 +132,14 @@ func (n *Network) addRules(rec *state.Record, anew bool) error {
 		if err := n.conflict(rec); err != nil {
 			return err
 		}
-		rules, err := n.rulesOf(rec)
-		if err != nil {
-			return err
+		kept, err := n.kept()
+		if err == nil {
+			err = iptables.Ensure(legacyRules(rec.Pod, kept))
 		}
-		return iptables.Ensure(rules)
+		if err == nil && anew {
+			err = n.mendLegacy(true)
+		}
+		return err
 	}
 	if err := n.checkPorts(rec); err != nil {
 		return err

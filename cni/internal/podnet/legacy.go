@@ -186,31 +186,27 @@ func (n *Network) kept() ([]netip.Prefix, error) {
 	return d.NoMasquerade, err
 }
 
-// rulesOf is what of an attachment's rules is in iptables, for the networks that are known now; nil if it is none of ours.
-func (n *Network) rulesOf(rec *state.Record) (*iptables.Rules, error) {
-	if rec.Type != "" || rec.IPTables == nil {
-		return nil, nil
-	}
-	kept, err := n.kept()
-	return legacyRules(rec.Pod, kept), err
-}
-
-// mendLegacy puts rules of type berth back into iptables that somebody took out of them.
-func (n *Network) mendLegacy() error {
+// mendLegacy puts rules of type berth back into iptables that somebody took out of them. all makes those of every pod anew:
+// what they leave alone has changed.
+func (n *Network) mendLegacy(all bool) error {
 	records, _, err := n.store.List()
 	if err != nil {
 		return err
 	}
+	var kept []netip.Prefix
+	saved := iptables.Saved{}
 	for _, rec := range records {
-		rules, err := n.rulesOf(rec)
-		if rules == nil || err != nil || rec.Pending {
-			if err != nil {
-				return err
-			}
+		if rec.Type != "" || rec.IPTables == nil || rec.Pending {
 			continue
 		}
-		missing, err := iptables.Missing(rules)
-		if err == nil && len(missing) > 0 {
+		if kept == nil {
+			if kept, err = n.kept(); err != nil {
+				return err
+			}
+		}
+		rules := legacyRules(rec.Pod, kept)
+		missing, err := saved.Missing(rules)
+		if err == nil && (all || len(missing) > 0) {
 			err = iptables.Ensure(rules)
 		}
 		if err != nil {
@@ -224,7 +220,7 @@ func (n *Network) mendLegacy() error {
 func (n *Network) statusLegacy() error {
 	err := iptables.Installed()
 	if err == nil {
-		err = n.mendLegacy()
+		err = n.mendLegacy(false)
 	}
 	if err != nil {
 		return spec.Errorf(spec.CodeUnavailable, "backend iptables: %w", err)

@@ -129,7 +129,7 @@ func (n *Network) Collect() error {
 // restore makes the table again. On a node that has no attachment with rules it is not made, unless a network of type
 // berth is being served, and one of another schema is taken away.
 func (n *Network) restore() error {
-	if err := n.mendLegacy(); err != nil {
+	if err := n.mendLegacy(false); err != nil {
 		return err
 	}
 	d, err := n.desired()

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/berth-project/berth/internal/failpoint"
+
+	"github.com/berth-project/berth/cni/test/netlab"
 )
 
 // TestKilledAtEveryFailpoint: with connections open, the agent dies at each point of a change that takes a node away or
@@ -40,7 +42,7 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 		t.Errorf("only %d failpoints", points)
 	}
 	for _, f := range flows {
-		if worst := f.end(t); worst > time.Second {
+		if worst := f.end(t); worst > netlab.Within(time.Second) {
 			t.Errorf("a connection stood still for %s", worst)
 		}
 	}

@@ -28,7 +28,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	for _, p := range []string{"berth-netd", "berth-cni", "berth-bgp"} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, p), "github.com/berth-project/berth/cni/cmd/"+p)
+		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(dir, p), "github.com/berth-project/berth/cni/cmd/"+p)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("%w: %s", err, out)

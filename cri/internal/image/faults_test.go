@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -154,6 +155,8 @@ func TestFrozen(t *testing.T) {
 	defer dir.Close()                           //nolint:errcheck // read only
 	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW
 	must(t, unix.IoctlSetInt(int(dir.Fd()), freeze, 0))
+	melt := sync.OnceValue(func() error { return unix.IoctlSetInt(int(dir.Fd()), thaw, 0) })
+	defer melt() //nolint:errcheck // where the test has failed: what sleeps here could not be killed
 	done := make(chan error, 1)
 	go func() {
 		_, err := s.Pull(t.Context(), second, nil)
@@ -174,7 +177,7 @@ func TestFrozen(t *testing.T) {
 		t.Errorf("a pull to a frozen disk has ended: %v", err)
 	default:
 	}
-	must(t, unix.IoctlSetInt(int(dir.Fd()), thaw, 0))
+	must(t, melt())
 	must(t, <-done)
 }
 

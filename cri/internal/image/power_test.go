@@ -200,6 +200,7 @@ func cutOnce(t *testing.T, mnt string, refs []string) map[string]bool {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), powerEnv+"=work "+filepath.Join(mnt, "images")+" "+strings.Join(refs, " "))
+	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
@@ -220,7 +221,11 @@ func cutOnce(t *testing.T, mnt string, refs []string) map[string]bool {
 			mu.Unlock()
 		}
 	}()
-	<-begun
+	select {
+	case <-begun:
+	case <-ended:
+		t.Fatalf("the node ended before it had done anything: %v", cmd.Wait())
+	}
 	time.Sleep(time.Duration(rand.N(150)) * time.Millisecond)
 	mu.Lock()
 	acknowledged := map[string]bool{}

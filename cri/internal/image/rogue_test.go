@@ -53,7 +53,7 @@ type rogue struct {
 
 func newRogue(t *testing.T, edit func(x *rogue)) *rogue {
 	t.Helper()
-	x := &rogue{on: map[string]http.HandlerFunc{}, seen: map[string]int{}, most: 12, within: 5 * time.Second}
+	x := &rogue{on: map[string]http.HandlerFunc{}, seen: map[string]int{}, most: 12, within: 20 * time.Second}
 	x.layer = gz(tarOf(t, file("a", strings.Repeat("0123456789abcdef", 4096))))
 	x.config = configFor(plainOf(t, x.layer))
 	x.Server = httptest.NewServer(http.HandlerFunc(x.serve))

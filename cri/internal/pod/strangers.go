@@ -15,6 +15,7 @@ import (
 	"github.com/berth-project/berth/cri/internal/cgroup"
 	"github.com/berth-project/berth/cri/internal/rootfs"
 	"github.com/berth-project/berth/cri/internal/shims"
+	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
@@ -58,7 +59,11 @@ func (m *Manager) addLeftovers(found shims.Found) {
 
 // endStranger kills a container that no record describes, with all that runs in its group, and removes what is left.
 func (m *Manager) endStranger(ctx context.Context, id string) error {
-	err := errors.Join(m.shims.Signal(id, 9), m.awaitStranger(ctx, id), m.endGroup(id), m.shims.Delete(ctx, id))
+	err := m.shims.Signal(id, 9)
+	if errors.Is(err, errs.NotFound) { // no supervisor has it: nothing of it runs but what is in its group
+		err = nil
+	}
+	err = errors.Join(err, m.awaitStranger(ctx, id), m.endGroup(id), m.shims.Delete(ctx, id))
 	mounts, gerr := filepath.Glob(filepath.Join(m.cfg.State, "images", id+"-*"))
 	err = errors.Join(err, gerr)
 	for _, dir := range mounts {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -48,9 +47,14 @@ func clean(t *testing.T) {
 		if n := descriptors(t); n > fds+1 { // the poller's
 			t.Errorf("%d descriptors, were %d", n, fds)
 		}
-		b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
-		if err != nil || len(b) > 0 {
-			t.Errorf("children left: %q, %v", b, err)
+		tasks, err := filepath.Glob("/proc/self/task/*/children") // a child is its thread's
+		if err != nil || len(tasks) == 0 {
+			t.Errorf("threads: %v, %v", tasks, err)
+		}
+		for _, f := range tasks {
+			if b, err := os.ReadFile(f); err == nil && len(b) > 0 { // else the thread has ended
+				t.Errorf("children left: %q", b)
+			}
 		}
 	})
 }
@@ -68,17 +72,17 @@ func descriptors(t *testing.T) int {
 // what happened, and nothing is left.
 func TestStranger(t *testing.T) {
 	clean(t)
-	u := unpacker.New(unpacker.Config{Program: stranger(t), Stall: 300 * time.Millisecond, Patience: 900 * time.Millisecond})
+	u := unpacker.New(unpacker.Config{Program: stranger(t), Stall: 1500 * time.Millisecond, Patience: 4 * time.Second})
 	long := strings.Repeat("x", 9<<20)
 	for does, want := range map[string]string{
-		"hang":                             "killed: no progress for 300ms",
-		"spin":                             "killed: not done after 900ms",
+		"hang":                             "killed: no progress for 1.5s",
+		"spin":                             "killed: not done after 4s",
 		"silent":                           "exit status 0: no answer",
 		"exit 3":                           "exit status 3: no answer",
 		"fault":                            "exit status 2: bad?[2J thing?happened",
 		"killed":                           "exit status 2: SIGABRT: abort",
 		"lingers":                          "the unpacker was killed: ",
-		"complains":                        "killed: not done after 900ms",
+		"complains":                        "killed: not done after 4s",
 		"talks":                            "its answer cannot be true: more than",
 		"nonsense":                         "its answer cannot be true: invalid character",
 		"both":                             "its answer cannot be true: neither a result nor a failure, or both",
