@@ -90,7 +90,7 @@ func TestPowerCut(t *testing.T) {
 			mounted := true
 			t.Cleanup(func() {
 				if mounted {
-					run(t, "umount", mnt)
+					unmount(t, mnt)
 				}
 			})
 			root := filepath.Join(mnt, "images")
@@ -100,8 +100,9 @@ func TestPowerCut(t *testing.T) {
 				t.Fatal("the child was not killed")
 			}
 			powerCut(t, mnt)
-			run(t, "umount", mnt)
+			unmount(t, mnt)
 			mounted = false
+			unused(t, disk) // else it is not read again, but the same that was shut down
 			run(t, "mount", "-o", "loop", disk, mnt)
 			mounted = true
 			checkAfterCut(t, root, ref, fail == "" || fail == "image.record.after")
