@@ -36,6 +36,9 @@ func (p *Pool) take(ctx context.Context, s *shim, hello *v1.HelloReply) error {
 		e.init = e.ns[v1.HandlePidfd]
 		delete(e.ns, v1.HandlePidfd)
 		p.mu.Lock()
+		if half := p.pods[st.ID]; half != nil { // of a shim that fell silent while it was asked
+			half.close()
+		}
 		p.pods[st.ID] = e
 		p.mu.Unlock()
 	}
@@ -52,6 +55,9 @@ func (p *Pool) take(ctx context.Context, s *shim, hello *v1.HelloReply) error {
 		p.mu.Lock()
 		if early := p.containers[st.ID]; early != nil && early.exited {
 			e.exited = true
+		}
+		if half := p.containers[st.ID]; half != nil {
+			half.close()
 		}
 		p.containers[st.ID] = e
 		p.mu.Unlock()

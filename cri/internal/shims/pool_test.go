@@ -127,6 +127,7 @@ func TestSilentShim(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	awaitStopped(t, pid)
 	b.Close()
 	b.Pool = b.pool(supervisor)
 	later := make(chan Found, 1)

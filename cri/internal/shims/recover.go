@@ -103,7 +103,15 @@ func (p *Pool) enter(ctx context.Context, s *shim, limit time.Duration) (*v1.Hel
 	}
 	bounded, cancel := context.WithTimeout(ctx, takeLimit)
 	defer cancel()
-	if err := p.take(bounded, s, hello); err != nil {
+	err = p.take(bounded, s, hello)
+	if errors.Is(err, context.DeadlineExceeded) { // it fell silent in the middle: what it has is asked for anew
+		p.mu.Lock()
+		delete(p.shims, s.id)
+		p.mu.Unlock()
+		s.disconnect()
+		return nil, err
+	}
+	if err != nil {
 		p.log.Error("shim not fully recovered", "shim", s.id, "error", err)
 	}
 	p.mu.Lock()
