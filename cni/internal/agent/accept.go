@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -29,6 +30,22 @@ func (a *Agent) accept(d Delivery) bool {
 	if err == nil {
 		err = a.usable(d.Fabric)
 	}
+	if a.refuse(err) {
+		return false
+	}
+	a.mu.Lock()
+	a.live.fabric, a.live.names, a.live.refused, a.live.remarks = d.Fabric, d.Names, "", d.Remarks
+	a.live.from, a.live.taken = a.source.Name(), time.Now()
+	a.mu.Unlock()
+	a.speak()
+	if err := errors.Join(beforeSnapshot.Hit(), writeSnapshot(a.snapshotFile(), snapshot{d.Fabric, d.Names}), afterSnapshot.Hit()); err != nil {
+		a.log.Warn("the snapshot is not written: a start without the source would use an older one", "error", err)
+	}
+	return true
+}
+
+// refuse notes why a delivery is not taken, and says whether it is not.
+func (a *Agent) refuse(err error) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {
@@ -37,15 +54,8 @@ func (a *Agent) accept(d Delivery) bool {
 		}
 		a.live.refused = err.Error()
 		a.live.counts.refusals++
-		return false
 	}
-	a.live.fabric, a.live.names, a.live.refused, a.live.remarks = d.Fabric, d.Names, "", d.Remarks
-	a.live.from, a.live.taken = a.source.Name(), time.Now()
-	a.setSpeaker(d.Fabric)
-	if err := errors.Join(beforeSnapshot.Hit(), writeSnapshot(a.snapshotFile(), snapshot{d.Fabric, d.Names}), afterSnapshot.Hit()); err != nil {
-		a.log.Warn("the snapshot is not written: a start without the source would use an older one", "error", err)
-	}
-	return true
+	return err != nil
 }
 
 func (a *Agent) usable(f *fabric.Fabric) error {
@@ -58,11 +68,29 @@ func (a *Agent) usable(f *fabric.Fabric) error {
 	return nil
 }
 
-// setSpeaker is with the lock held.
-func (a *Agent) setSpeaker(f *fabric.Fabric) {
-	if err := a.speaker.Set(f, a.conf.Node); err != nil {
-		a.log.Error("the BGP speaker keeps its old configuration", "error", err)
-		a.live.remarks = append(a.live.remarks[:len(a.live.remarks):len(a.live.remarks)], "bgp: "+err.Error())
+// speak tells the speaker the fabric in force. The loop does it on a new fabric and on every patrol: a password that came
+// late, or is another now, is found without a new fabric. It is the loop's alone, without the lock: files are read.
+func (a *Agent) speak() {
+	if a.live.fabric == nil {
+		return
+	}
+	left, err := a.speaker.Set(a.live.fabric, a.conf.Node)
+	if err != nil {
+		left = append(left, "bgp: the old configuration stays: "+err.Error())
+	}
+	a.mu.Lock()
+	news := len(left) > 0 && !slices.Equal(left, a.live.unspoken)
+	a.live.unspoken, a.live.spoken = left, time.Now()
+	a.mu.Unlock()
+	if news {
+		a.log.Error("the BGP speaker does without a part of the fabric", "left out", left)
+	}
+}
+
+// speakAgain speaks if that was a patrol ago: events bring the loop's alarm nearer, and keep it from no patrol.
+func (a *Agent) speakAgain(now time.Time) {
+	if now.Sub(a.live.spoken) >= patrol {
+		a.speak()
 	}
 }
 
