@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -24,7 +25,8 @@ var (
 // nothing is taken down on its word.
 var errAbsent = errors.New("this node is not in the fabric; the last good state is kept")
 
-// accept takes a delivery, or says why not and keeps what there is.
+// accept takes a delivery, or says why not and keeps what there is. It says whether there is something to apply: what is
+// delivered again is not written, said or applied again. No lock is held over files.
 func (a *Agent) accept(d Delivery) bool {
 	err := d.Err
 	if err == nil {
@@ -34,14 +36,30 @@ func (a *Agent) accept(d Delivery) bool {
 		return false
 	}
 	a.mu.Lock()
-	a.live.fabric, a.live.names, a.live.refused, a.live.remarks = d.Fabric, d.Names, "", d.Remarks
-	a.live.from, a.live.taken = a.source.Name(), time.Now()
-	a.mu.Unlock()
-	a.speak()
-	if err := errors.Join(beforeSnapshot.Hit(), writeSnapshot(a.snapshotFile(), snapshot{d.Fabric, d.Names}), afterSnapshot.Hit()); err != nil {
-		a.log.Warn("the snapshot is not written: a start without the source would use an older one", "error", err)
+	same := a.live.names == d.Names && reflect.DeepEqual(a.live.fabric, d.Fabric)
+	a.live.refused, a.live.remarks, a.live.from, a.live.taken = "", d.Remarks, a.source.Name(), time.Now()
+	if !same {
+		a.live.fabric, a.live.names, a.live.unsaved = d.Fabric, d.Names, true
 	}
-	return true
+	a.mu.Unlock()
+	if !same {
+		a.speak()
+	}
+	a.save()
+	return !same
+}
+
+// save writes the snapshot, if the fabric in force is not the one in it. It is the loop's alone.
+func (a *Agent) save() {
+	if !a.live.unsaved {
+		return
+	}
+	err := errors.Join(beforeSnapshot.Hit(), writeSnapshot(a.snapshotFile(), snapshot{a.live.fabric, a.live.names}), afterSnapshot.Hit())
+	if err != nil {
+		a.log.Warn("the snapshot is not written: a start without the source would use an older one", "error", err)
+		return
+	}
+	a.live.unsaved = false
 }
 
 // refuse notes why a delivery is not taken, and says whether it is not.
@@ -87,10 +105,11 @@ func (a *Agent) speak() {
 	}
 }
 
-// speakAgain speaks if that was a patrol ago: events bring the loop's alarm nearer, and keep it from no patrol.
+// speakAgain speaks, and tries a snapshot that failed, if that was a patrol ago: events bring the loop's alarm nearer, and keep it from no patrol.
 func (a *Agent) speakAgain(now time.Time) {
 	if now.Sub(a.live.spoken) >= patrol {
 		a.speak()
+		a.save()
 	}
 }
 

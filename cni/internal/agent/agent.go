@@ -92,6 +92,8 @@ type live struct {
 	// unspoken is what of the fabric the speaker left out, spoken when it was last told.
 	unspoken []string
 	spoken   time.Time
+	// unsaved: the snapshot is not of this fabric, for it could not be written. Only the loop reads it.
+	unsaved bool
 	// applied is when the kernel last held the plan; failed why it does not.
 	applied time.Time
 	failed  string

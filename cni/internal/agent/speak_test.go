@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -56,4 +58,60 @@ func TestSpeakerIsTriedAgain(t *testing.T) {
 	if got := a.Status().Remarks; len(got) != 1 {
 		t.Errorf("remarks %q", got)
 	}
+}
+
+// TestTheSameFabricIsSkipped: nothing is written, said or applied; a refusal is over all the same, and a snapshot that
+// failed is tried again.
+func TestTheSameFabricIsSkipped(t *testing.T) {
+	a, s := newAgent(t, "n1"), &told{}
+	a.speaker = s
+	if !a.accept(Delivery{Fabric: parsed(t)}) {
+		t.Fatal("refused")
+	}
+	before, err := os.Stat(a.snapshotFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.accept(Delivery{Err: errors.New("gone for a moment")})
+	if a.accept(Delivery{Fabric: parsed(t), Remarks: []string{"node x"}}) || s.sets != 1 {
+		t.Errorf("applied again, told %d times", s.sets)
+	}
+	if after, err := os.Stat(a.snapshotFile()); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the snapshot was written again: %v", err)
+	}
+	if st := a.Status(); st.Refused != "" || len(st.Remarks) != 1 {
+		t.Errorf("refused %q, remarks %q", st.Refused, st.Remarks)
+	}
+	if !a.accept(Delivery{Fabric: parsed(t), Names: overlay.FlannelNames(1)}) || s.sets != 2 {
+		t.Error("other names were skipped")
+	}
+	// A fabric that is as it was, but could not be written then.
+	root := a.conf.Root
+	a.conf.Root = filepath.Join(root, "none")
+	other := parsed(t)
+	other.Nodes[1].MTU = 1400
+	if !a.accept(Delivery{Fabric: other}) {
+		t.Error("another fabric was skipped")
+	}
+	a.conf.Root = root
+	a.speakAgain(time.Now().Add(patrol))
+	if got, err := readSnapshot(a.snapshotFile()); err != nil || got.Fabric.Nodes[1].MTU != 1400 {
+		t.Errorf("the snapshot was not tried again: %v", err)
+	}
+}
+
+// TestStatusDoesNotWaitForFiles: whoever asks is answered while passwords are read.
+func TestStatusDoesNotWaitForFiles(t *testing.T) {
+	a, s := newAgent(t, "n1"), &told{}
+	a.speaker = s
+	s.hook = func() {
+		done := make(chan struct{})
+		go func() { defer close(done); a.Metrics() }()
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second):
+			t.Error("the lock is held")
+		}
+	}
+	a.accept(Delivery{Fabric: parsed(t)})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -100,20 +101,31 @@ func (s *Source) readNode(obj any) (fabric.Node, error) {
 		return fabric.Node{}, fmt.Errorf("is a %T", obj)
 	}
 	if n.Name == s.node {
-		s.mu.Lock()
-		s.said = map[string]string{}
-		for _, key := range []string{flannelType, flannelData, flannelData6, flannelPublic, flannelPublic6, flannelKube} {
-			if v, ok := n.Annotations[key]; ok {
-				s.said[key] = v
-			}
-		}
-		s.mu.Unlock()
+		s.hear(n.Annotations)
 	}
 	out, err := nodeOf(n, s.conf.Flannel)
 	if n.Name == s.node {
 		out.Labels = n.Labels // only this node's are asked for: by its peers' selectors
 	}
 	return out, err
+}
+
+// hear notes what this node's annotations are. One that somebody changed is published again, also where nothing is read
+// from it.
+func (s *Source) hear(annotations map[string]string) {
+	said := map[string]string{}
+	for _, key := range []string{flannelType, flannelData, flannelData6, flannelPublic, flannelPublic6, flannelKube} {
+		if v, ok := annotations[key]; ok {
+			said[key] = v
+		}
+	}
+	s.mu.Lock()
+	news := !maps.Equal(said, s.said)
+	s.said = said
+	s.mu.Unlock()
+	if news {
+		s.nodes.tell()
+	}
 }
 
 // Run implements [agent.Source]: it watches until ctx ends. While the API server is away nothing is delivered, and what
