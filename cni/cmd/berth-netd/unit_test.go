@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -34,5 +35,24 @@ func TestTheUnitStartsWithoutAFabric(t *testing.T) {
 	}
 	if !serves {
 		t.Error("the unit does not start the agent")
+	}
+}
+
+// TestCheckFindsBGP: `config check` reads the fabric's bgp section and the configuration's topology.
+func TestCheckFindsBGP(t *testing.T) {
+	dir := t.TempDir()
+	conf, fab := filepath.Join(dir, "netd.yaml"), filepath.Join(dir, "fabric.yaml")
+	for _, c := range []struct{ conf, fab, want string }{
+		{"fabric: " + fab, "{pools: [], nodes: [], bgp: {topology: mush}}", `bgp.topology: "mush"`},
+		{"kubernetes: {enabled: true, topology: mush}", "", "kubernetes.topology"},
+		{"fabric: " + fab, "{pools: [], nodes: [], bgp: {topology: mesh}}", ""},
+	} {
+		if err := errors.Join(os.WriteFile(conf, []byte(c.conf), 0o600), os.WriteFile(fab, []byte(c.fab), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		err := run(t.Context(), []string{"--config", conf, "config", "check"}, io.Discard)
+		if (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s, %s: %v, want %q", c.conf, c.fab, err, c.want)
+		}
 	}
 }

@@ -16,7 +16,6 @@ import (
 
 // Defaults.
 const (
-	defaultASN     = 64512
 	defaultRestart = 120 * time.Second
 	retryNodes     = 2 * time.Second // a node that comes back is spoken to soon
 	bfdEvery       = 300 * time.Millisecond
@@ -32,7 +31,7 @@ func compile(f *fabric.Fabric, self string, secret secrets) (c bgp.Config, remar
 		return bgp.Config{}, nil, nil
 	}
 	c = bgp.Config{
-		ASN: orElse(f.BGP.ASN, defaultASN), RouterID: routerID(me), Listen: me.Addresses, Pools: f.CIDRs(),
+		ASN: f.BGP.LocalASN(), RouterID: routerID(me), Listen: me.Addresses, Pools: f.CIDRs(),
 		Restart: bgp.Restart{Time: orElse(time.Duration(f.BGP.RestartSeconds)*time.Second, defaultRestart)},
 	}
 	for _, b := range me.PodCIDRs {
