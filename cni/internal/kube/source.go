@@ -29,11 +29,12 @@ import (
 )
 
 // Times: how long changes are gathered before the model is made anew, when a refused publication is tried again, and how
-// long a first list may take.
+// long a first list may take at first and at most.
 const (
 	gather       = 20 * time.Millisecond
 	publishAgain = 2 * time.Second
 	firstList    = 5 * time.Second
+	longList     = 120 * time.Second
 )
 
 // Source is a cluster. Use [New].
@@ -170,18 +171,26 @@ type listing interface {
 	wasListed() bool
 }
 
-// watch keeps a store up to date until ctx ends. A first list that does not come is asked for again: a server whose
-// definition of the resource is being made may take a watch and never answer it.
+// watch keeps a store up to date until ctx ends.
 func watch(ctx context.Context, c rest.Interface, resource string, example runtime.Object, to listing) {
-	for ctx.Err() == nil {
+	untilListed(ctx, to.wasListed, func(ctx context.Context) {
+		lw := cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything())
+		cache.NewReflectorWithOptions(lw, example, to, cache.ReflectorOptions{Name: resource}).RunWithContext(ctx)
+	})
+}
+
+// untilListed runs until ctx ends. A first list that does not come is asked for again: a server whose definition of the
+// resource is being made may take a watch and never answer it. Each attempt may take twice as long as the one before: a
+// server that is slow because all nodes ask it would never be done with any of them.
+func untilListed(ctx context.Context, listed func() bool, run func(context.Context)) {
+	for limit := firstList; ctx.Err() == nil; limit = min(2*limit, longList) {
 		attempt, cancel := context.WithCancel(ctx)
-		late := time.AfterFunc(firstList, func() {
-			if !to.wasListed() {
+		late := time.AfterFunc(limit, func() {
+			if !listed() {
 				cancel()
 			}
 		})
-		lw := cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything())
-		cache.NewReflectorWithOptions(lw, example, to, cache.ReflectorOptions{Name: resource}).RunWithContext(attempt)
+		run(attempt)
 		late.Stop()
 		cancel()
 	}
