@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -23,12 +25,45 @@ var (
 // nothing is taken down on its word.
 var errAbsent = errors.New("this node is not in the fabric; the last good state is kept")
 
-// accept takes a delivery, or says why not and keeps what there is.
+// accept takes a delivery, or says why not and keeps what there is. It says whether there is something to apply: what is
+// delivered again is not written, said or applied again. No lock is held over files.
 func (a *Agent) accept(d Delivery) bool {
 	err := d.Err
 	if err == nil {
 		err = a.usable(d.Fabric)
 	}
+	if a.refuse(err) {
+		return false
+	}
+	a.mu.Lock()
+	same := a.live.names == d.Names && reflect.DeepEqual(a.live.fabric, d.Fabric)
+	a.live.refused, a.live.remarks, a.live.from, a.live.taken = "", d.Remarks, a.source.Name(), time.Now()
+	if !same {
+		a.live.fabric, a.live.names, a.live.unsaved = d.Fabric, d.Names, true
+	}
+	a.mu.Unlock()
+	if !same {
+		a.speak()
+	}
+	a.save()
+	return !same
+}
+
+// save writes the snapshot, if the fabric in force is not the one in it. It is the loop's alone.
+func (a *Agent) save() {
+	if !a.live.unsaved {
+		return
+	}
+	err := errors.Join(beforeSnapshot.Hit(), writeSnapshot(a.snapshotFile(), snapshot{a.live.fabric, a.live.names}), afterSnapshot.Hit())
+	if err != nil {
+		a.log.Warn("the snapshot is not written: a start without the source would use an older one", "error", err)
+		return
+	}
+	a.live.unsaved = false
+}
+
+// refuse notes why a delivery is not taken, and says whether it is not.
+func (a *Agent) refuse(err error) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {
@@ -37,15 +72,8 @@ func (a *Agent) accept(d Delivery) bool {
 		}
 		a.live.refused = err.Error()
 		a.live.counts.refusals++
-		return false
 	}
-	a.live.fabric, a.live.names, a.live.refused, a.live.remarks = d.Fabric, d.Names, "", d.Remarks
-	a.live.from, a.live.taken = a.source.Name(), time.Now()
-	a.setSpeaker(d.Fabric)
-	if err := errors.Join(beforeSnapshot.Hit(), writeSnapshot(a.snapshotFile(), snapshot{d.Fabric, d.Names}), afterSnapshot.Hit()); err != nil {
-		a.log.Warn("the snapshot is not written: a start without the source would use an older one", "error", err)
-	}
-	return true
+	return err != nil
 }
 
 func (a *Agent) usable(f *fabric.Fabric) error {
@@ -58,11 +86,30 @@ func (a *Agent) usable(f *fabric.Fabric) error {
 	return nil
 }
 
-// setSpeaker is with the lock held.
-func (a *Agent) setSpeaker(f *fabric.Fabric) {
-	if err := a.speaker.Set(f, a.conf.Node); err != nil {
-		a.log.Error("the BGP speaker keeps its old configuration", "error", err)
-		a.live.remarks = append(a.live.remarks[:len(a.live.remarks):len(a.live.remarks)], "bgp: "+err.Error())
+// speak tells the speaker the fabric in force. The loop does it on a new fabric and on every patrol: a password that came
+// late, or is another now, is found without a new fabric. It is the loop's alone, without the lock: files are read.
+func (a *Agent) speak() {
+	if a.live.fabric == nil {
+		return
+	}
+	left, err := a.speaker.Set(a.live.fabric, a.conf.Node)
+	if err != nil {
+		left = append(left, "bgp: the old configuration stays: "+err.Error())
+	}
+	a.mu.Lock()
+	news := len(left) > 0 && !slices.Equal(left, a.live.unspoken)
+	a.live.unspoken, a.live.spoken = left, time.Now()
+	a.mu.Unlock()
+	if news {
+		a.log.Error("the BGP speaker does without a part of the fabric", "left out", left)
+	}
+}
+
+// speakAgain speaks, and tries a snapshot that failed, if that was a patrol ago: events bring the loop's alarm nearer, and keep it from no patrol.
+func (a *Agent) speakAgain(now time.Time) {
+	if now.Sub(a.live.spoken) >= patrol {
+		a.speak()
+		a.save()
 	}
 }
 

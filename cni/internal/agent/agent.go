@@ -48,8 +48,10 @@ type Delivery struct {
 
 // Speaker learns routes from others and tells them ours. All methods may be called at any time from one goroutine.
 type Speaker interface {
-	// Set says what the speaker is to be and to say; it returns at once.
-	Set(f *fabric.Fabric, self string) error
+	// Set says what the speaker is to be and to say; it reads password files, and returns without a word to any peer.
+	// What cannot be had is left out, each with a remark; after an error everything is as it was. The same again is
+	// cheap and changes nothing: that is how what was left out is tried again, and a new password found.
+	Set(f *fabric.Fabric, self string) (remarks []string, err error)
 	// Changed has a value when the learned routes may have changed.
 	Changed() <-chan struct{}
 	// Learned are the routes now.
@@ -87,6 +89,11 @@ type live struct {
 	from, refused string
 	remarks       []string
 	taken         time.Time
+	// unspoken is what of the fabric the speaker left out, spoken when it was last told.
+	unspoken []string
+	spoken   time.Time
+	// unsaved: the snapshot is not of this fabric, for it could not be written. Only the loop reads it.
+	unsaved bool
 	// applied is when the kernel last held the plan; failed why it does not.
 	applied time.Time
 	failed  string
@@ -126,11 +133,11 @@ func New(conf netdconf.Config, source Source, speaker Speaker, log *slog.Logger,
 // silent is the speaker of a node without one.
 type silent struct{}
 
-func (silent) Set(*fabric.Fabric, string) error { return nil }
-func (silent) Changed() <-chan struct{}         { return nil }
-func (silent) Learned() []overlay.Learned       { return nil }
-func (silent) Status() any                      { return nil }
-func (silent) Run(ctx context.Context) error    { <-ctx.Done(); return nil }
+func (silent) Set(*fabric.Fabric, string) ([]string, error) { return nil, nil }
+func (silent) Changed() <-chan struct{}                     { return nil }
+func (silent) Learned() []overlay.Learned                   { return nil }
+func (silent) Status() any                                  { return nil }
+func (silent) Run(ctx context.Context) error                { <-ctx.Done(); return nil }
 
 // Run serves until ctx ends, and leaves everything in the kernel as it is. notify gets what systemd wants to hear.
 func (a *Agent) Run(ctx context.Context, notify func(string)) error {

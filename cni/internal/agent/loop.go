@@ -52,6 +52,7 @@ func (a *Agent) loop(ctx context.Context, kernel *datapath.Kernel, notify func(s
 			why = "BGP routes changed"
 			next.soon(gather)
 		case <-next.timer.C:
+			a.speakAgain(time.Now())
 			a.apply(kernel, orElse(why, "patrol"), notify)
 			why, last = noReason, time.Now()
 			a.mu.Lock()
@@ -222,8 +223,8 @@ func (a *Agent) restore() (why string) {
 		return noReason
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.live.fabric, a.live.names, a.live.from, a.live.taken = f.Fabric, f.Names, "snapshot", time.Now()
-	a.setSpeaker(f.Fabric)
+	a.mu.Unlock()
+	a.speak()
 	return "started with the snapshot"
 }

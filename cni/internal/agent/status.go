@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,7 +39,7 @@ func (a *Agent) Status() Status {
 	defer a.mu.Unlock()
 	v := &a.live
 	s := Status{
-		Version: a.version, Node: a.conf.Node, Source: v.from, Taken: v.taken, Refused: v.refused, Remarks: v.remarks,
+		Version: a.version, Node: a.conf.Node, Source: v.from, Taken: v.taken, Refused: v.refused, Remarks: slices.Concat(v.remarks, v.unspoken),
 		Ready: v.ready && v.failed == "", Applied: v.applied, Failed: v.failed, CNI: v.cniFile, Changes: v.history, BGP: bgp,
 	}
 	if v.plan != nil {
@@ -107,7 +108,7 @@ func (a *Agent) Metrics() string {
 	}
 	put("gauge", "ready", "1 if the kernel holds what the fabric asks for.", flag(v.ready && v.failed == ""))
 	put("gauge", "fabric_refused", "1 if the newest fabric was refused and an older one is in force.", flag(v.refused != ""))
-	put("gauge", "fabric_remarks", "Objects of the source that were left out because they are wrong.", float64(len(v.remarks)))
+	put("gauge", "fabric_remarks", "Objects of the source that were left out because they are wrong.", float64(len(v.remarks)+len(v.unspoken)))
 	put("counter", "refusals_total", "Fabrics that were refused.", float64(v.counts.refusals))
 	put("counter", "applies_total", "Times that the kernel was compared with the plan.", float64(v.counts.applies))
 	put("counter", "failures_total", "Times that this failed.", float64(v.counts.failures))

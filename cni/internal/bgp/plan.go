@@ -71,6 +71,11 @@ type ExternalPeer struct {
 	Selector Selector
 }
 
+// For says whether e is a peer of n.
+func (e ExternalPeer) For(n Node) bool {
+	return slices.Contains(e.Nodes, n.Name) || e.Selector != nil && e.Selector.Matches(n.Labels)
+}
+
 // Plan are the peers of the node named self, in the order of their addresses, and whether it reflects. It depends on
 // nothing but its arguments and not on their order, so that every node comes to the same plan. A name that is not
 // among nodes has no peers.
@@ -92,7 +97,7 @@ func Plan(nodes []Node, self string, s Settings) (peers []Peer, reflects bool) {
 	}
 	taken := map[netip.Addr]bool{}
 	for _, e := range s.External {
-		if (slices.Contains(e.Nodes, self) || e.Selector != nil && e.Selector.Matches(me.Labels)) && !taken[e.Peer.Address] {
+		if e.For(me) && !taken[e.Peer.Address] {
 			taken[e.Peer.Address] = true
 			peers = append(peers, e.Peer)
 		}

@@ -13,7 +13,8 @@ const (
 	MaxAnnouncements = 20_000
 	MaxRules         = 200
 	MaxPathsLimit    = 64
-	maxPassword      = 80 // TCP_MD5SIG_MAXKEYLEN
+	// MaxPassword is that of a session's key in bytes, TCP_MD5SIG_MAXKEYLEN.
+	MaxPassword = 80
 	// MaxPrepend bounds Attributes.Prepend: longer paths are cut off by operators.
 	MaxPrepend = 10
 )
@@ -77,7 +78,7 @@ func (p Peer) validate(c Config, f *faults, where string) {
 		f.ensure(p.LocalASN != p.ASN && p.ASN != c.ASN, where+".localASN", "is for external peers")
 	}
 	f.ensure(!p.Local.IsValid() || host(p.Local) && p.Local.Is4() == p.Address.Is4(), where+".local", "%v is no address that reaches %v", p.Local, p.Address)
-	f.ensure(len(p.Password.value) <= maxPassword, where+".password", "longer than %d bytes", maxPassword)
+	f.ensure(len(p.Password.value) <= MaxPassword, where+".password", "longer than %d bytes", MaxPassword)
 	internal := p.Internal(c)
 	f.ensure(p.GTSM == 0 || p.Multihop == 0, where+".multihop", "cannot be together with gtsm")
 	f.ensure(p.Multihop == 0 || !internal, where+".multihop", "is for external peers: internal ones may be any number of hops away")

@@ -181,9 +181,10 @@ func TestNextHopIsOfTheFamily(t *testing.T) {
 
 func TestWatcher(t *testing.T) {
 	w := newWatcher()
+	ours := []packet.ParameterCapabilityInterface{packet.NewCapMultiProtocol(packet.RF_IPv4_UC), packet.NewCapMultiProtocol(packet.RF_IPv6_UC)}
 	event := func(s packet.FSMState, caps ...packet.ParameterCapabilityInterface) {
 		w.onPeer(&apiutil.WatchEventMessage_PeerEvent{Type: apiutil.PEER_EVENT_STATE, Peer: apiutil.Peer{State: apiutil.PeerState{
-			NeighborAddress: ip("10.0.0.2"), SessionState: s, RemoteCap: caps,
+			NeighborAddress: ip("10.0.0.2"), SessionState: s, RemoteCap: caps, LocalCap: ours,
 		}}}, time.Unix(100, 0))
 	}
 	two := []packet.ParameterCapabilityInterface{
@@ -215,6 +216,45 @@ func TestWatcher(t *testing.T) {
 	w.age(time.Unix(103, 0))
 	if _, synced, _ := w.take(); len(synced) != 1 || w.peers[ip("10.0.0.2")].flaps != 1 {
 		t.Errorf("synced %v, flaps %d", synced, w.peers[ip("10.0.0.2")].flaps)
+	}
+}
+
+// TestEndsOfRIB: a router that speaks more families than we do ends only those that are exchanged.
+func TestEndsOfRIB(t *testing.T) {
+	open := func(restarts bool, families ...packet.Family) (caps []packet.ParameterCapabilityInterface) {
+		for _, f := range families {
+			caps = append(caps, packet.NewCapMultiProtocol(f))
+		}
+		if restarts {
+			caps = append(caps, packet.NewCapGracefulRestart(false, false, 60, nil))
+		}
+		return caps
+	}
+	v4, v6, evpn, vpn := packet.RF_IPv4_UC, packet.RF_IPv6_UC, packet.RF_EVPN, packet.RF_IPv4_VPN
+	for _, c := range []struct {
+		theirs, ours []packet.ParameterCapabilityInterface
+		want         int
+	}{
+		{open(true, v4, v6, evpn, vpn), open(true, v4), 1},
+		{open(true, v4, v6, evpn), open(true, v4, v6), 2},
+		{open(true, v4, v4), open(true, v4, v6), 1}, // said twice
+		{open(true), open(true, v4), 1},             // IPv4 without a word
+		{open(true), open(true, v6), 0},
+		{open(true, evpn), open(true, v4), 0},
+		{open(false, v4), open(true, v4), 0},
+	} {
+		if got := endsOfRIB(c.theirs, c.ours); got != c.want {
+			t.Errorf("%v with %v: %d, want %d", c.theirs, c.ours, got, c.want)
+		}
+	}
+	// And the watcher asks with both.
+	w := newWatcher()
+	w.onPeer(&apiutil.WatchEventMessage_PeerEvent{Type: apiutil.PEER_EVENT_STATE, Peer: apiutil.Peer{State: apiutil.PeerState{
+		NeighborAddress: ip("10.0.0.2"), SessionState: packet.BGP_FSM_ESTABLISHED, RemoteCap: open(true, v4, evpn), LocalCap: open(true, v4),
+	}}}, time.Unix(100, 0))
+	w.onEOR(&apiutil.Path{Family: v4, PeerAddress: ip("10.0.0.2")}, time.Time{})
+	if _, synced, _ := w.take(); len(synced) != 1 {
+		t.Error("waits for a family that is not exchanged")
 	}
 }
 

@@ -114,7 +114,7 @@ func (w *watcher) onPeer(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	switch {
 	case up && !p.established:
 		p.established, p.since, p.done = true, at, false
-		p.expected = endsOfRIB(st.RemoteCap)
+		p.expected = endsOfRIB(st.RemoteCap, st.LocalCap)
 		clear(p.eor)
 	case !up && p.established:
 		p.established, p.since = false, at
@@ -130,22 +130,38 @@ func (w *watcher) onPeer(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	w.poke()
 }
 
-// endsOfRIB is how many families the peer will end with End-of-RIB, by its OPEN: those of its graceful restart
-// capability, or all that it speaks if the capability names none (RFC 4724 §3); 0 without the capability.
-func endsOfRIB(caps []packet.ParameterCapabilityInterface) int {
-	families, says := 0, false
-	for _, c := range caps {
-		switch c.(type) {
-		case *packet.CapGracefulRestart:
-			says = true
-		case *packet.CapMultiProtocol:
-			families++
-		}
-	}
+// endsOfRIB is how many families the peer will end with End-of-RIB, by both sides' OPEN: those that both speak, for the
+// others are not exchanged (RFC 4760 §8, RFC 4724 §4); 0 without the peer's graceful restart capability, and where
+// nothing is exchanged.
+func endsOfRIB(theirs, ours []packet.ParameterCapabilityInterface) (n int) {
+	says := slices.ContainsFunc(theirs, func(c packet.ParameterCapabilityInterface) bool {
+		_, ok := c.(*packet.CapGracefulRestart)
+		return ok
+	})
 	if !says {
 		return 0
 	}
-	return max(1, families)
+	both := speaks(ours)
+	for f := range speaks(theirs) {
+		if both[f] {
+			n++
+		}
+	}
+	return n
+}
+
+// speaks are the families of an OPEN; without a word about them it is IPv4 alone (RFC 4760 §8).
+func speaks(caps []packet.ParameterCapabilityInterface) map[packet.Family]bool {
+	out := map[packet.Family]bool{}
+	for _, c := range caps {
+		if mp, ok := c.(*packet.CapMultiProtocol); ok {
+			out[mp.CapValue] = true
+		}
+	}
+	if len(out) == 0 {
+		out[packet.RF_IPv4_UC] = true
+	}
+	return out
 }
 
 // quiet is after how long of an established session a peer that cannot say End-of-RIB counts as synced.

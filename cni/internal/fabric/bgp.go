@@ -34,6 +34,14 @@ type BGPPeer struct {
 	MaxPrefixes uint32 `yaml:"maxPrefixes,omitempty"`
 }
 
+// LocalASN is ASN with its default.
+func (b BGP) LocalASN() uint32 {
+	if b.ASN == 0 {
+		return 64512
+	}
+	return b.ASN
+}
+
 // SpeaksBGP says whether any pool is reached by BGP.
 func (f *Fabric) SpeaksBGP() bool {
 	for _, p := range f.Pools {

@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// Salvage takes out of f the nodes that are wrong, or that have what another node has, and says which and why. The pools
-// are not looked at. It is for sources in which each node is written by somebody else: one that is wrong shall not keep
+// Salvage takes out of f the nodes that are wrong, or that have what another node has, and the BGP peers that are wrong,
+// and says which and why. The pools are not looked at. It is for sources in which each node is written by somebody else: one that is wrong shall not keep
 // the others' changes away. Of two nodes with the same address, block or MAC the first by name keeps it.
 func (f *Fabric) Salvage() (remarks []string) {
 	slices.SortFunc(f.Nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
@@ -52,7 +52,7 @@ func (f *Fabric) Salvage() (remarks []string) {
 		}
 		return false
 	})
-	return remarks
+	return append(remarks, f.salvagePeers()...)
 }
 
 // overlapping looks at the neighbours of b in a sorted list without overlaps.

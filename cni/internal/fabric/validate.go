@@ -20,13 +20,13 @@ const (
 
 var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 
-// Parse reads a fabric file and checks it.
+// Parse reads a fabric file and checks it; in a file, where one hand writes both, a peer's nodes must be there too.
 func Parse(b []byte) (*Fabric, error) {
 	f := &Fabric{}
 	if err := strictyaml.Decode(b, f); err != nil {
 		return nil, err
 	}
-	return f, f.Validate()
+	return f, errors.Join(f.Validate(), f.strangers())
 }
 
 // Validate joins everything that is wrong. Each error names the key.
@@ -37,6 +37,7 @@ func (f *Fabric) Validate() error {
 	}
 	c.pools(f.Pools)
 	c.nodes(f)
+	c.bgp(f)
 	return errors.Join(c.errs...)
 }
 

@@ -100,6 +100,50 @@ func TestStore(t *testing.T) {
 	}
 }
 
+// TestStoreTellsNews: an object that was written, but not in what is read from it, is not told.
+func TestStoreTellsNews(t *testing.T) {
+	src := &Source{node: "n1", dirty: make(chan struct{}, 1)}
+	src.nodes = newStore("node", src.dirty, src.readNode)
+	told := func() bool {
+		select {
+		case <-src.dirty:
+			return true
+		default:
+			return false
+		}
+	}
+	node := func(version string, annotations map[string]string, block string) *corev1.Node {
+		n := object(annotations, block)
+		n.ResourceVersion = version
+		return n
+	}
+	flannel := map[string]string{flannelKube: "true"}
+	for _, c := range []struct {
+		what string
+		do   func() error
+		want bool
+	}{
+		{"the first list", func() error { return src.nodes.Replace([]any{node("1", flannel, "10.0.1.0/24")}, "1") }, true},
+		{"a heartbeat", func() error { return src.nodes.Update(node("2", flannel, "10.0.1.0/24")) }, false},
+		{"the same list", func() error { return src.nodes.Replace([]any{node("2", flannel, "10.0.1.0/24")}, "2") }, false},
+		{"another block", func() error { return src.nodes.Update(node("3", flannel, "10.0.2.0/24")) }, true},
+		{"an annotation that we write", func() error { return src.nodes.Update(node("4", nil, "10.0.2.0/24")) }, true},
+		{"wrong", func() error { return src.nodes.Update(node("5", nil, "10.0.2")) }, true},
+		{"as wrong", func() error { return src.nodes.Update(node("6", nil, "10.0.2")) }, false},
+		{"right again", func() error { return src.nodes.Update(node("7", nil, "10.0.2.0/24")) }, true},
+		{"gone", func() error { return src.nodes.Delete(node("8", nil, "10.0.2.0/24")) }, true},
+		{"gone twice", func() error { return src.nodes.Delete(node("8", nil, "10.0.2.0/24")) }, false},
+		{"an empty list", func() error { return src.nodes.Replace(nil, "9") }, false},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		if got := told(); got != c.want {
+			t.Errorf("%s: told %v", c.what, got)
+		}
+	}
+}
+
 func TestPeers(t *testing.T) {
 	p, err := peerOf(&BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "left"}, Spec: BGPPeerSpec{Address: "192.0.2.254", ASN: 65000, BFD: true}})
 	if err != nil || p.Name != "left" || !p.BFD || p.ASN != 65000 {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -28,11 +29,12 @@ import (
 )
 
 // Times: how long changes are gathered before the model is made anew, when a refused publication is tried again, and how
-// long a first list may take.
+// long a first list may take at first and at most.
 const (
 	gather       = 20 * time.Millisecond
 	publishAgain = 2 * time.Second
 	firstList    = 5 * time.Second
+	longList     = 120 * time.Second
 )
 
 // Source is a cluster. Use [New].
@@ -100,20 +102,31 @@ func (s *Source) readNode(obj any) (fabric.Node, error) {
 		return fabric.Node{}, fmt.Errorf("is a %T", obj)
 	}
 	if n.Name == s.node {
-		s.mu.Lock()
-		s.said = map[string]string{}
-		for _, key := range []string{flannelType, flannelData, flannelData6, flannelPublic, flannelPublic6, flannelKube} {
-			if v, ok := n.Annotations[key]; ok {
-				s.said[key] = v
-			}
-		}
-		s.mu.Unlock()
+		s.hear(n.Annotations)
 	}
 	out, err := nodeOf(n, s.conf.Flannel)
 	if n.Name == s.node {
 		out.Labels = n.Labels // only this node's are asked for: by its peers' selectors
 	}
 	return out, err
+}
+
+// hear notes what this node's annotations are. One that somebody changed is published again, also where nothing is read
+// from it.
+func (s *Source) hear(annotations map[string]string) {
+	said := map[string]string{}
+	for _, key := range []string{flannelType, flannelData, flannelData6, flannelPublic, flannelPublic6, flannelKube} {
+		if v, ok := annotations[key]; ok {
+			said[key] = v
+		}
+	}
+	s.mu.Lock()
+	news := !maps.Equal(said, s.said)
+	s.said = said
+	s.mu.Unlock()
+	if news {
+		s.nodes.tell()
+	}
 }
 
 // Run implements [agent.Source]: it watches until ctx ends. While the API server is away nothing is delivered, and what
@@ -158,18 +171,26 @@ type listing interface {
 	wasListed() bool
 }
 
-// watch keeps a store up to date until ctx ends. A first list that does not come is asked for again: a server whose
-// definition of the resource is being made may take a watch and never answer it.
+// watch keeps a store up to date until ctx ends.
 func watch(ctx context.Context, c rest.Interface, resource string, example runtime.Object, to listing) {
-	for ctx.Err() == nil {
+	untilListed(ctx, to.wasListed, func(ctx context.Context) {
+		lw := cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything())
+		cache.NewReflectorWithOptions(lw, example, to, cache.ReflectorOptions{Name: resource}).RunWithContext(ctx)
+	})
+}
+
+// untilListed runs until ctx ends. A first list that does not come is asked for again: a server whose definition of the
+// resource is being made may take a watch and never answer it. Each attempt may take twice as long as the one before: a
+// server that is slow because all nodes ask it would never be done with any of them.
+func untilListed(ctx context.Context, listed func() bool, run func(context.Context)) {
+	for limit := firstList; ctx.Err() == nil; limit = min(2*limit, longList) {
 		attempt, cancel := context.WithCancel(ctx)
-		late := time.AfterFunc(firstList, func() {
-			if !to.wasListed() {
+		late := time.AfterFunc(limit, func() {
+			if !listed() {
 				cancel()
 			}
 		})
-		lw := cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything())
-		cache.NewReflectorWithOptions(lw, example, to, cache.ReflectorOptions{Name: resource}).RunWithContext(attempt)
+		run(attempt)
 		late.Stop()
 		cancel()
 	}

@@ -3,6 +3,7 @@ package kube
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -10,7 +11,8 @@ import (
 )
 
 // store keeps of each object what read makes of it: the reflector's store. An object that is wrong keeps what it was when
-// it was last right, and has a remark. Changes are told by a value in changed.
+// it was last right, and has a remark. Changes of what is read, not of the objects, are told by a value in changed: a
+// node's status is written every few minutes, and 5,000 nodes say nothing new with it.
 type store[T any] struct {
 	kind    string
 	read    func(obj any) (T, error)
@@ -33,20 +35,23 @@ func (s *store[T]) tell() {
 	}
 }
 
-// put is with the lock held.
-func (s *store[T]) put(obj any) error {
+// put is with the lock held. It says whether something is not as it was.
+func (s *store[T]) put(obj any) (news bool, err error) {
 	m, err := meta.Accessor(obj)
 	if err != nil {
-		return err
+		return false, err
 	}
+	name := m.GetName()
+	was, wrong := s.bad[name]
 	v, err := s.read(obj)
 	if err != nil {
-		s.bad[m.GetName()] = fmt.Sprintf("%s %s: %v", s.kind, m.GetName(), err)
-		return nil
+		s.bad[name] = fmt.Sprintf("%s %s: %v", s.kind, name, err)
+		return s.bad[name] != was, nil
 	}
-	delete(s.bad, m.GetName())
-	s.good[m.GetName()] = v
-	return nil
+	before, there := s.good[name]
+	delete(s.bad, name)
+	s.good[name] = v
+	return wrong || !there || !reflect.DeepEqual(before, v), nil
 }
 
 // Add implements cache.ReflectorStore.
@@ -56,8 +61,10 @@ func (s *store[T]) Add(obj any) error { return s.Update(obj) }
 func (s *store[T]) Update(obj any) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.put(obj)
-	s.tell()
+	news, err := s.put(obj)
+	if news {
+		s.tell()
+	}
 	return err
 }
 
@@ -69,9 +76,9 @@ func (s *store[T]) Delete(obj any) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.good, m.GetName())
-	delete(s.bad, m.GetName())
-	s.tell()
+	if s.drop(func(name string) bool { return name == m.GetName() }) {
+		s.tell()
+	}
 	return nil
 }
 
@@ -79,22 +86,33 @@ func (s *store[T]) Delete(obj any) error {
 func (s *store[T]) Replace(list []any, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	there := map[string]bool{}
+	there, changed := map[string]bool{}, !s.listed
 	for _, obj := range list {
 		m, err := meta.Accessor(obj)
 		if err != nil {
 			return err
 		}
 		there[m.GetName()] = true
-		if err := s.put(obj); err != nil {
+		news, err := s.put(obj)
+		if err != nil {
 			return err
 		}
+		changed = changed || news
 	}
-	maps.DeleteFunc(s.good, func(name string, _ T) bool { return !there[name] })
-	maps.DeleteFunc(s.bad, func(name string, _ string) bool { return !there[name] })
+	changed = s.drop(func(name string) bool { return !there[name] }) || changed
 	s.listed = true
-	s.tell()
+	if changed {
+		s.tell()
+	}
 	return nil
+}
+
+// drop forgets objects, and says whether there were any. It is with the lock held.
+func (s *store[T]) drop(gone func(name string) bool) bool {
+	before := len(s.good) + len(s.bad)
+	maps.DeleteFunc(s.good, func(name string, _ T) bool { return gone(name) })
+	maps.DeleteFunc(s.bad, func(name string, _ string) bool { return gone(name) })
+	return len(s.good)+len(s.bad) != before
 }
 
 // Resync implements cache.ReflectorStore; there is nothing to do again.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -17,41 +16,22 @@ import (
 
 // Defaults.
 const (
-	defaultASN     = 64512
 	defaultRestart = 120 * time.Second
 	retryNodes     = 2 * time.Second // a node that comes back is spoken to soon
 	bfdEvery       = 300 * time.Millisecond
 	bfdLost        = 3
 )
 
-// secrets reads a password file; a field so that compile is pure.
-type secrets func(path string) (bgp.Secret, error)
-
-// readSecret takes the first line of a file that only root may read.
-func readSecret(path string) (bgp.Secret, error) {
-	if path == "" {
-		return bgp.Secret{}, nil
-	}
-	fi, err := os.Stat(path)
-	if err != nil {
-		return bgp.Secret{}, err
-	}
-	if fi.Mode().Perm()&0o077 != 0 {
-		return bgp.Secret{}, fmt.Errorf("%s: others than its owner may read it", path)
-	}
-	b, err := os.ReadFile(path) //nolint:gosec // the operator's own choice
-	line, _, _ := strings.Cut(string(b), "\n")
-	return bgp.NewSecret(line), err
-}
-
-// compile is the speaker's configuration on one node; the zero Config where no pool is reached by BGP.
-func compile(f *fabric.Fabric, self string, secret secrets) (bgp.Config, error) {
+// compile is the speaker's configuration on one node; the zero Config where no pool is reached by BGP. A peer that cannot
+// be had is left out and named in remarks; so are the other nodes where their key cannot be read, for a session without it
+// would be open to anyone. An error is about the node itself: there is no configuration then.
+func compile(f *fabric.Fabric, self string, secret secrets) (c bgp.Config, remarks []string, err error) {
 	me, ok := f.Node(self)
 	if !ok || !f.SpeaksBGP() {
-		return bgp.Config{}, nil
+		return bgp.Config{}, nil, nil
 	}
-	c := bgp.Config{
-		ASN: orElse(f.BGP.ASN, defaultASN), RouterID: routerID(me), Listen: me.Addresses, Pools: f.CIDRs(),
+	c = bgp.Config{
+		ASN: f.BGP.LocalASN(), RouterID: routerID(me), Listen: me.Addresses, Pools: f.CIDRs(),
 		Restart: bgp.Restart{Time: orElse(time.Duration(f.BGP.RestartSeconds)*time.Second, defaultRestart)},
 	}
 	for _, b := range me.PodCIDRs {
@@ -59,31 +39,71 @@ func compile(f *fabric.Fabric, self string, secret secrets) (bgp.Config, error) 
 			c.Announcements = append(c.Announcements, bgp.Announcement{Prefix: b})
 		}
 	}
+	if err := c.Validate(); err != nil {
+		return bgp.Config{}, nil, err
+	}
 	s := bgp.Settings{ASN: c.ASN, Topology: bgp.Topology(f.BGP.Topology)}
 	s.Session.ConnectRetry = retryNodes
 	if f.BGP.Reflectors != nil {
 		s.Reflector = f.BGP.Reflectors
 	}
-	var errs []error
-	var err error
-	s.Session.Password, err = secret(f.BGP.PasswordFile)
-	errs = append(errs, err)
-	for i, p := range f.BGP.Peers {
-		e, err := external(p, secret)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("bgp.peers[%d]: %w", i, err))
-		}
-		s.External = append(s.External, e)
+	if s.Session.Password, err = secret(f.BGP.PasswordFile); err != nil {
+		remarks = append(remarks, fmt.Sprintf("bgp.passwordFile: no session with other nodes: %v", err))
+		s.Topology = bgp.Alone
 	}
 	nodes := make([]bgp.Node, 0, len(f.Nodes))
 	for _, n := range f.Nodes {
 		nodes = append(nodes, bgp.Node{Name: n.Name, Addresses: n.Addresses, Labels: n.Labels})
 	}
+	var more []string
+	s.External, more = externals(f, me, c, secret)
 	c.Peers, _ = bgp.Plan(nodes, self, s)
-	return c, errors.Join(errs...)
+	return c, append(remarks, more...), nil
 }
 
-func external(p fabric.BGPPeer, secret secrets) (bgp.ExternalPeer, error) {
+// externals are the peers outside of the cluster that are this node's and can be had, and what is wrong with the others of
+// this node. The key of a peer that is not this node's is not looked at.
+func externals(f *fabric.Fabric, me fabric.Node, c bgp.Config, secret secrets) (out []bgp.ExternalPeer, remarks []string) {
+	taken := map[netip.Addr]string{}
+	for _, n := range f.Nodes {
+		for _, a := range n.Addresses {
+			taken[a] = "node " + n.Name
+		}
+	}
+	for i, p := range f.BGP.Peers {
+		e := external(p)
+		if !e.For(bgp.Node{Name: me.Name, Labels: me.Labels}) {
+			continue
+		}
+		name := orElse(p.Name, p.Address.String())
+		key, err := secret(p.PasswordFile)
+		e.Peer.Password = key
+		if o := taken[p.Address]; err == nil && o != "" {
+			err = fmt.Errorf("%s is the address of %s", p.Address, o)
+		}
+		if err == nil {
+			err = alone(c, e.Peer)
+		}
+		if err != nil {
+			remarks = append(remarks, fmt.Sprintf("bgp.peers[%d] (%s): %v", i, name, err))
+			continue
+		}
+		taken[p.Address] = "peer " + name
+		out = append(out, e)
+	}
+	return out, remarks
+}
+
+// alone is what is wrong with a peer by itself; c has none and is valid.
+func alone(c bgp.Config, p bgp.Peer) error {
+	c.Peers = []bgp.Peer{p}
+	if err := c.Validate(); err != nil {
+		return errors.New(strings.ReplaceAll(err.Error(), "peers[0].", ""))
+	}
+	return nil
+}
+
+func external(p fabric.BGPPeer) bgp.ExternalPeer {
 	out := bgp.ExternalPeer{Nodes: p.Nodes, Peer: bgp.Peer{
 		Name: p.Name, Address: p.Address, ASN: p.ASN, GTSM: p.GTSM, Multihop: p.Multihop, MaxPrefixes: p.MaxPrefixes,
 	}}
@@ -93,9 +113,7 @@ func external(p fabric.BGPPeer, secret secrets) (bgp.ExternalPeer, error) {
 	if p.BFD {
 		out.Peer.BFD = &bgp.BFD{Transmit: bfdEvery, Receive: bfdEvery, Multiplier: bfdLost}
 	}
-	var err error
-	out.Peer.Password, err = secret(p.PasswordFile)
-	return out, err
+	return out
 }
 
 // routerID is the node's IPv4 address, or four bytes of a hash of its name where it has none (RFC 6286).

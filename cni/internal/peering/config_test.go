@@ -39,9 +39,9 @@ func TestCompile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := compile(f, "n1", secret)
-	if err := errors.Join(err, c.Validate()); err != nil {
-		t.Fatal(err)
+	c, remarks, err := compile(f, "n1", secret)
+	if err := errors.Join(err, c.Validate()); err != nil || len(remarks) > 0 {
+		t.Fatal(err, remarks)
 	}
 	if c.ASN != 64513 || c.RouterID != netip.MustParseAddr("192.0.2.1") || len(c.Announcements) != 2 || len(c.Pools) != 3 {
 		t.Errorf("%+v", c)
@@ -59,7 +59,7 @@ func TestCompile(t *testing.T) {
 	}
 	// Without a pool of that mode nobody speaks.
 	f.Pools[0].Mode = fabric.VXLAN
-	if c, err := compile(f, "n1", secret); err != nil || c.Enabled() {
+	if c, _, err := compile(f, "n1", secret); err != nil || c.Enabled() {
 		t.Errorf("%+v, %v", c, err)
 	}
 	// A node without IPv4 has an identifier all the same.

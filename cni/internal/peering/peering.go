@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
+	"reflect"
 	"time"
 
 	"github.com/berth-project/berth/cni/internal/bgp"
@@ -31,8 +33,21 @@ type Options struct {
 // Speaker is [agent.Speaker] over the supervisor of berth-bgp. Use [New].
 type Speaker struct {
 	opt   Options
-	inner *speaker.Speaker
+	inner inner
 	saved []byte
+	last  *bgp.Config // what inner was set to; nil: nothing yet
+	// keys are the passwords as they were last read, by path: a file that is away for a moment, or half written, ends no
+	// session. They are nowhere but in memory.
+	keys map[string]bgp.Secret
+}
+
+// inner is what is used of [speaker.Speaker].
+type inner interface {
+	Set(c bgp.Config) error
+	Changed() <-chan struct{}
+	Status() bgp.Status
+	Routes() []bgp.Route
+	Run(ctx context.Context) error
 }
 
 // kept is the file's content.
@@ -49,7 +64,7 @@ func New(o Options) *Speaker {
 	if err != nil {
 		o.Log.Warn("what was learned by BGP before is not known", "error", err)
 	}
-	return &Speaker{opt: o, inner: speaker.New(speaker.Options{
+	return &Speaker{opt: o, keys: map[string]bgp.Secret{}, inner: speaker.New(speaker.Options{
 		Program: o.Program, UID: o.UID, GID: o.UID, Log: o.Log, Kept: routes,
 	})}
 }
@@ -75,13 +90,29 @@ func load(path string) ([]bgp.Route, error) {
 	return append([]bgp.Route{}, k.Routes...), nil
 }
 
-// Set implements [agent.Speaker].
-func (s *Speaker) Set(f *fabric.Fabric, self string) error {
-	c, err := compile(f, self, readSecret)
-	if err != nil {
-		return err
+// Set implements [agent.Speaker]. Password files are read each time; what comes out as it was is not set again.
+func (s *Speaker) Set(f *fabric.Fabric, self string) (remarks []string, err error) {
+	var old []string
+	c, remarks, err := compile(f, self, func(path string) (bgp.Secret, error) {
+		key, err := readSecret(path)
+		if before, known := s.keys[path]; err != nil && known {
+			old = append(old, fmt.Sprintf("bgp: the password read before stays in use: %v", err))
+			return before, nil
+		}
+		if err == nil {
+			s.keys[path] = key
+		}
+		return key, err
+	})
+	remarks = append(remarks, old...)
+	if err != nil || s.last != nil && reflect.DeepEqual(c, *s.last) {
+		return remarks, err
 	}
-	return s.inner.Set(c)
+	if err := s.inner.Set(c); err != nil {
+		return remarks, err
+	}
+	s.last = &c
+	return remarks, nil
 }
 
 // Changed implements [agent.Speaker].
