@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-project/berth/cni/internal/agent"
 	"github.com/berth-project/berth/cni/internal/fabric"
+	"github.com/berth-project/berth/cni/internal/kube"
 	"github.com/berth-project/berth/cni/internal/netdconf"
 )
 
@@ -97,9 +98,10 @@ func check(file string, fabrics []string, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		if !conf.Kubernetes.Enabled {
-			fabrics = []string{conf.Fabric}
+		if conf.Kubernetes.Enabled {
+			return kube.Check(conf.Kubernetes)
 		}
+		fabrics = []string{conf.Fabric}
 	}
 	var all []error
 	for _, path := range fabrics {

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -53,8 +54,23 @@ type Source struct {
 	mu   sync.Mutex
 }
 
+// Check is what is wrong with the part of the fabric that the configuration holds; each error names the key.
+func Check(conf netdconf.Kubernetes) error {
+	var all []error
+	if err := fabric.CheckTopology(conf.Topology); err != nil {
+		all = append(all, fmt.Errorf("kubernetes.topology: %w", err))
+	}
+	if err := fabric.CheckASN(conf.ASN); err != nil {
+		all = append(all, fmt.Errorf("kubernetes.asn: %w", err))
+	}
+	return errors.Join(all...)
+}
+
 // New prepares the connection; nothing is sent yet.
 func New(conf netdconf.Kubernetes, node string, log *slog.Logger) (*Source, error) {
+	if err := Check(conf); err != nil {
+		return nil, err
+	}
 	rc, err := clientcmd.BuildConfigFromFlags("", conf.Kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)

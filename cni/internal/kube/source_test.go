@@ -3,11 +3,32 @@ package kube
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/berth-project/berth/cni/internal/netdconf"
 )
+
+// TestCheck: a source that every fabric of would be refused is not made.
+func TestCheck(t *testing.T) {
+	for _, c := range []struct {
+		conf netdconf.Kubernetes
+		want string
+	}{
+		{netdconf.Kubernetes{Topology: "reflector"}, `kubernetes.topology: "reflector" is none of [mesh reflectors none], nearest is "reflectors"`},
+		{netdconf.Kubernetes{ASN: 23456}, "kubernetes.asn: 23456 is reserved"},
+	} {
+		if _, err := New(c.conf, "n1", nil); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: got %v, want %q", c.conf, err, c.want)
+		}
+	}
+	if err := Check(netdconf.Default().Kubernetes); err != nil {
+		t.Error(err)
+	}
+}
 
 // TestFirstListMayTakeLonger: a server that needs 90 s for a list gets them in the end, and after a list nothing is cut
 // off. The clock is the test's own.

@@ -11,7 +11,6 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/berth-project/berth/cni/internal/fabric"
 	"github.com/berth-project/berth/cni/internal/strictyaml"
 )
 
@@ -140,12 +139,6 @@ func (c Config) Validate() error {
 	}
 	if b := c.Kubernetes.FlannelBackend; b != "vxlan" && b != "host-gw" {
 		bad("kubernetes.flannelBackend", "%q, want vxlan or host-gw", b)
-	}
-	if err := fabric.CheckTopology(c.Kubernetes.Topology); err != nil {
-		bad("kubernetes.topology", "%v", err)
-	}
-	if err := fabric.CheckASN(c.Kubernetes.ASN); err != nil {
-		bad("kubernetes.asn", "%v", err)
 	}
 	for i, n := range c.Kubernetes.FlannelNetwork {
 		if _, err := netip.ParsePrefix(n); err != nil {
