@@ -18,7 +18,7 @@ PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni cni/cmd/bert
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
 RUN_PACKAGES := busybox-static nftables iptables iproute2 procps util-linux gcc libc6-dev
-PACKAGES := $(RUN_PACKAGES) iputils-ping conntrack strace libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr
+PACKAGES := $(RUN_PACKAGES) iputils-ping conntrack strace libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr ethtool
 
 export GOFLAGS := -mod=readonly
 

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"testing"
 
-
 	"github.com/berth-project/berth/cni/test/netlab"
 )
 

@@ -21,6 +21,7 @@ import (
 	"github.com/berth-project/berth/cni/internal/datapath"
 	"github.com/berth-project/berth/cni/internal/fabric"
 	"github.com/berth-project/berth/cni/internal/netdconf"
+	"github.com/berth-project/berth/cni/internal/offload"
 	"github.com/berth-project/berth/cni/internal/overlay"
 	"github.com/berth-project/berth/cni/internal/udptun"
 	"github.com/berth-project/berth/internal/failpoint"
@@ -70,6 +71,8 @@ type Agent struct {
 	speaker Speaker
 	version string
 	udp     udptun.Tunnel
+	// test is there while [Agent.Run] is.
+	test *offload.Test
 
 	deliveries chan Delivery
 	kernelSays chan datapath.Event
@@ -159,6 +162,9 @@ func (a *Agent) Run(ctx context.Context, notify func(string)) error {
 		return err
 	}
 	defer kernel.Close() //nolint:errcheck // nothing buffered
+	if a.test, err = offload.New(filepath.Join(a.conf.State, "checksums"), a.log); err != nil {
+		a.log.Warn("earlier verdicts are lost, and found again", "error", err)
+	}
 	l, err := a.listen()
 	if err != nil {
 		return err
@@ -183,6 +189,7 @@ func (a *Agent) Run(ctx context.Context, notify func(string)) error {
 	}
 	part("status", func(ctx context.Context) error { return a.serve(ctx, l) })
 	part("speaker", a.speaker.Run)
+	part("self-test", a.test.Run)
 	part(a.source.Name(), func(ctx context.Context) error { return a.source.Run(ctx, func(d Delivery) { a.deliver(ctx, d) }) })
 	a.loop(ctx, kernel, notify)
 	notify("STOPPING=1")

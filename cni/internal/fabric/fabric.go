@@ -46,6 +46,9 @@ type Tunnel struct {
 	Port uint16 `yaml:"port,omitempty"`
 	// UDPPort is that of mode udp; 0 means 8285.
 	UDPPort uint16 `yaml:"udpPort,omitempty"`
+	// TestPort is the UDP port at which nodes ask each other, through the tunnel, whether checksums arrive as they should;
+	// 0 means 8473.
+	TestPort uint16 `yaml:"testPort,omitempty"`
 }
 
 // WithDefaults fills in what is not said.
@@ -58,6 +61,9 @@ func (t Tunnel) WithDefaults() Tunnel {
 	}
 	if t.UDPPort == 0 {
 		t.UDPPort = 8285
+	}
+	if t.TestPort == 0 {
+		t.TestPort = 8473
 	}
 	return t
 }

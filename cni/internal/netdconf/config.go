@@ -28,6 +28,9 @@ type Config struct {
 	Root string `yaml:"root"`
 	// CNI says where the configuration for the runtime is written.
 	CNI CNI `yaml:"cni"`
+	// Checksums is auto, software or device: who computes those of packets in VXLAN. Auto asks other nodes' agents
+	// whether what the device computes arrives.
+	Checksums string `yaml:"checksums"`
 	// BGP names the speaker's program and its user.
 	BGP BGP `yaml:"bgp"`
 	// LogLevel is debug, info, warn or error.
@@ -74,10 +77,17 @@ type BGP struct {
 	UID uint32 `yaml:"uid"`
 }
 
+// Values of [Config.Checksums].
+const (
+	Auto     = "auto"
+	Software = "software"
+	Device   = "device"
+)
+
 // Default is the configuration of an empty file.
 func Default() Config {
 	return Config{
-		Fabric: "/etc/berth/fabric.yaml", State: "/run/berth/netd", Root: "/var/lib/berth/netd", LogLevel: "info",
+		Fabric: "/etc/berth/fabric.yaml", State: "/run/berth/netd", Root: "/var/lib/berth/netd", LogLevel: "info", Checksums: Auto,
 		Kubernetes: Kubernetes{FlannelBackend: "vxlan"},
 		CNI:        CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet"},
 		BGP:        BGP{Program: "/usr/bin/berth-bgp", UID: 64179},
@@ -145,6 +155,9 @@ func (c Config) Validate() error {
 			bad(fmt.Sprintf("kubernetes.flannelNetwork[%d]", i), "%v", err)
 		}
 	}
+	if !slices.Contains([]string{Auto, Software, Device}, c.Checksums) {
+		bad("checksums", "%q, want auto, software or device", c.Checksums)
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		bad("logLevel", "%q, want debug, info, warn or error", c.LogLevel)
 	}
@@ -193,6 +206,7 @@ func comments() map[string]string {
 		"cni.importHostLocal":       "Lease directories of an earlier plugin.",
 		"bgp":                       "The BGP speaker, a process of its own.",
 		"bgp.uid":                   "Whom it runs as; no other program's.",
+		"checksums":                 "Who computes checksums of packets in VXLAN: auto (other nodes' agents are asked), software, device.",
 		"logLevel":                  "debug, info, warn or error.",
 	}
 }

@@ -313,6 +313,7 @@ func (c *compiler) name(v6 bool) string {
 func (c *compiler) device(v6 bool) Device {
 	d := Device{
 		Name: c.name(v6), VNI: c.tunnel.VNI, Port: c.tunnel.Port, Local: c.self.Address(v6), MAC: c.self.MAC(v6),
+		SoftChecksums: slices.Contains(c.in.SoftChecksums, c.name(v6)),
 	}
 	if home, ok := c.home(v6); ok {
 		d.MTU = home.MTU - overhead(v6)
