@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -48,7 +49,12 @@ type Source struct {
 	nodes *store[fabric.Node]
 	pools *store[fabric.Pool]
 	peers *store[fabric.BGPPeer]
-	dirty chan struct{}
+	// What is told of services, where any is: ranges, whole prefixes, and the objects.
+	ranges, whole []netip.Prefix
+	discovery     rest.Interface
+	services      *store[service]
+	slices        *store[endpoints]
+	dirty         chan struct{}
 	// said is what the node's annotations were when they were last seen.
 	said map[string]string
 	mu   sync.Mutex
@@ -63,6 +69,8 @@ func Check(conf netdconf.Kubernetes) error {
 	if err := fabric.CheckASN(conf.ASN); err != nil {
 		all = append(all, fmt.Errorf("kubernetes.asn: %w", err))
 	}
+	_, _, err := serviceRanges(conf)
+	all = append(all, err)
 	return errors.Join(all...)
 }
 
@@ -87,6 +95,9 @@ func New(conf netdconf.Kubernetes, node string, log *slog.Logger) (*Source, erro
 		return nil, err
 	}
 	if s.net, err = client(rc, scheme, groupVersion(), "/apis", runtime.ContentTypeJSON); err != nil {
+		return nil, err
+	}
+	if err := s.prepareServices(rc, scheme); err != nil {
 		return nil, err
 	}
 	s.nodes = newStore("node", s.dirty, s.readNode)
@@ -122,9 +133,23 @@ func (s *Source) readNode(obj any) (fabric.Node, error) {
 	}
 	out, err := nodeOf(n, s.conf.Flannel)
 	if n.Name == s.node {
-		out.Labels = n.Labels // only this node's are asked for: by its peers' selectors
+		out.Labels = n.Labels // asked for by its peers' selectors, and for services
+		return out, err
+	}
+	for k := range s.conf.Reflectors { // of others nothing else is asked
+		if v, ok := n.Labels[k]; ok {
+			out.Labels = with(out.Labels, k, v)
+		}
 	}
 	return out, err
+}
+
+func with(m map[string]string, k, v string) map[string]string {
+	if m == nil {
+		m = map[string]string{}
+	}
+	m[k] = v
+	return m
 }
 
 // hear notes what this node's annotations are. One that somebody changed is published again, also where nothing is read
@@ -154,6 +179,10 @@ func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
 	if len(s.conf.FlannelNetwork) == 0 {
 		wg.Go(func() { watch(ctx, s.net, "networkpools", &NetworkPool{}, s.pools) })
 		wg.Go(func() { watch(ctx, s.net, "bgppeers", &BGPPeer{}, s.peers) })
+	}
+	if len(s.ranges) > 0 {
+		wg.Go(func() { watch(ctx, s.core, "services", &corev1.Service{}, s.services) })
+		wg.Go(func() { watch(ctx, s.discovery, "endpointslices", &discoveryv1.EndpointSlice{}, s.slices) })
 	}
 	again := time.NewTimer(publishAgain)
 	defer again.Stop()
@@ -228,8 +257,19 @@ func (s *Source) build() (agent.Delivery, bool) {
 		return agent.Delivery{}, false
 	}
 	f := &fabric.Fabric{Pools: pools, Nodes: nodes, BGP: fabric.BGP{
-		ASN: s.conf.ASN, Topology: s.conf.Topology, PasswordFile: s.conf.PasswordFile, Peers: peers,
+		ASN: s.conf.ASN, Topology: s.conf.Topology, PasswordFile: s.conf.PasswordFile, Reflectors: s.conf.Reflectors, Peers: peers,
+		ServiceRanges: s.ranges,
 	}}
+	if len(s.ranges) > 0 {
+		services, more1, listed := s.services.all()
+		ends, more2, also := s.slices.all()
+		if !listed || !also {
+			return agent.Delivery{}, false
+		}
+		self, _ := f.Node(s.node)
+		f.BGP.Services = told(s.whole, services, ends, self)
+		more = slices.Concat(more, more1, more2)
+	}
 	d := agent.Delivery{Fabric: f, Remarks: slices.Concat(remarks, more, wrong, f.Salvage())}
 	if s.conf.Flannel {
 		d.Names = overlay.FlannelNames(flannelVNI)

@@ -53,6 +53,12 @@ type Kubernetes struct {
 	ASN          uint32 `yaml:"asn"`
 	Topology     string `yaml:"topology"`
 	PasswordFile string `yaml:"passwordFile"`
+	// Reflectors are labels of the nodes that reflect; none: three are elected where some are needed.
+	Reflectors map[string]string `yaml:"reflectors"`
+	// ServiceRanges are where the addresses of Services lie that are told by BGP, each while it has an endpoint; others
+	// never are. WholeRanges, each inside one of them, are told as a whole, by every node, always.
+	ServiceRanges []string `yaml:"serviceRanges"`
+	WholeRanges   []string `yaml:"wholeRanges"`
 }
 
 // CNI is what is written for the container runtime.
@@ -198,6 +204,9 @@ func comments() map[string]string {
 		"kubernetes.asn":            "BGP's autonomous system; 0: 64512.",
 		"kubernetes.topology":       "BGP between nodes: mesh, reflectors or none; empty: a mesh up to 100 nodes.",
 		"kubernetes.passwordFile":   "The key of BGP sessions between nodes.",
+		"kubernetes.reflectors":     "Labels of the nodes that reflect routes; none: three are elected where some are needed.",
+		"kubernetes.serviceRanges":  "Addresses of Services in these networks are told by BGP while they have an endpoint; others never.",
+		"kubernetes.wholeRanges":    "Networks inside of those that every node tells as a whole.",
 		"state":                     "What need not survive a reboot: socket, lock.",
 		"root":                      "What must: the last good fabric.",
 		"cni":                       "The configuration that is written for the runtime once pods can be served.",

@@ -271,6 +271,9 @@ func (c *compiler) learned() {
 		if slices.ContainsFunc(c.self.PodCIDRs, func(b netip.Prefix) bool { return fabric.Within(l.Prefix, b) }) {
 			continue // never away from our own pods
 		}
+		if slices.ContainsFunc(c.in.Fabric.BGP.ServiceRanges, func(r netip.Prefix) bool { return fabric.Within(l.Prefix, r) }) {
+			continue // the node's service proxy serves it
+		}
 		if pool, ok := c.in.Fabric.PoolOf(l.Prefix); ok && pool.EffectiveMode() != fabric.BGPMode {
 			continue
 		}
