@@ -40,10 +40,12 @@ cni:
   dir: %q
   stateDir: %q
   importHostLocal: [%q]
+bgp:
+  program: %q
 kubernetes:
   enabled: true
   kubeconfig: %q
-%s`, n.Name, n.file("run"), n.file("lib"), n.file("net.d"), n.file("cni"), n.Leases(), kc, more)
+%s`, n.Name, n.file("run"), n.file("lib"), n.file("net.d"), n.file("cni"), n.Leases(), filepath.Join(n.cluster.lab.Bin, "berth-bgp"), kc, more)
 	if err := errors.Join(os.MkdirAll(n.Leases(), 0o755), os.WriteFile(n.file("netd.yaml"), []byte(conf), 0o600)); err != nil {
 		return err
 	}

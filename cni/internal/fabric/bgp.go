@@ -25,7 +25,8 @@ type BGP struct {
 	Peers []BGPPeer `yaml:"peers,omitempty"`
 }
 
-// BGPPeer is a peer outside of the cluster, of the nodes that are named or have all of the labels.
+// BGPPeer is a peer outside of the cluster, of the nodes that are named or have all of the labels; of all nodes where
+// neither is said.
 type BGPPeer struct {
 	Name         string            `yaml:"name"`
 	Address      netip.Addr        `yaml:"address"`

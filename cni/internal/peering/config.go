@@ -32,7 +32,7 @@ func compile(f *fabric.Fabric, self string, secret secrets) (c bgp.Config, remar
 		return bgp.Config{}, nil, nil
 	}
 	c = bgp.Config{
-		ASN: f.BGP.LocalASN(), RouterID: routerID(me), Listen: me.Addresses, Pools: slices.Concat(f.CIDRs(), f.BGP.ServiceRanges),
+		ASN: f.BGP.LocalASN(), RouterID: routerID(me), Listen: me.Addresses, Pools: f.CIDRs(), Services: f.BGP.ServiceRanges,
 		Restart: bgp.Restart{
 			Time:      orElse(time.Duration(f.BGP.RestartSeconds)*time.Second, defaultRestart),
 			LongLived: time.Duration(f.BGP.LongLivedSeconds) * time.Second,
@@ -49,7 +49,7 @@ func compile(f *fabric.Fabric, self string, secret secrets) (c bgp.Config, remar
 	}
 	s := bgp.Settings{ASN: c.ASN, Topology: bgp.Topology(f.BGP.Topology)}
 	s.Session.ConnectRetry = retryNodes
-	if f.BGP.Reflectors != nil {
+	if len(f.BGP.Reflectors) > 0 {
 		s.Reflector = f.BGP.Reflectors
 	}
 	if s.Session.Password, err = secret(f.BGP.PasswordFile); err != nil {
@@ -130,8 +130,11 @@ func external(p fabric.BGPPeer) bgp.ExternalPeer {
 	out := bgp.ExternalPeer{Nodes: p.Nodes, Peer: bgp.Peer{
 		Name: p.Name, Address: p.Address, ASN: p.ASN, GTSM: p.GTSM, Multihop: p.Multihop, MaxPrefixes: p.MaxPrefixes,
 	}}
-	if p.Labels != nil {
+	if len(p.Labels) > 0 || len(p.Nodes) == 0 {
 		out.Selector = p.Labels
+		if out.Selector == nil {
+			out.Selector = bgp.Selector{} // of all nodes
+		}
 	}
 	if p.BFD {
 		out.Peer.BFD = &bgp.BFD{Transmit: bfdEvery, Receive: bfdEvery, Multiplier: bfdLost}
