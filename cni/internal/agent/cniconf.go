@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/berth-project/berth/cni/internal/fabric"
 	"github.com/berth-project/berth/cni/internal/netdconf"
@@ -30,6 +31,7 @@ type conflist struct {
 type plugin struct {
 	Type              string          `json:"type"`
 	Ranges            []podRange      `json:"ranges"`
+	Reserved          []string        `json:"reservedNamespaces,omitempty"`
 	IPMasq            bool            `json:"ipMasq"`
 	MasqueradeExclude []netip.Prefix  `json:"masqueradeExclude"`
 	MTU               int             `json:"mtu"`
@@ -41,6 +43,9 @@ type plugin struct {
 type podRange struct {
 	Subnet  netip.Prefix `json:"subnet"`
 	Exclude []netip.Addr `json:"exclude,omitempty"`
+	// Namespaces are those of the pool.
+	Namespaces []string `json:"namespaces,omitempty"`
+	IPMasq     *bool    `json:"ipMasq,omitempty"`
 }
 
 // compileCNI is the runtime's configuration on this node; ok is false while pods could not be served: the node has no
@@ -63,13 +68,32 @@ func compileCNI(c netdconf.CNI, f *fabric.Fabric, self string, plan *overlay.Pla
 				r.Exclude = append(r.Exclude, a)
 			}
 		}
-		p.Ranges = append(p.Ranges, r)
-		if pool, ok := f.PoolOf(block); ok && pool.NoMasquerade {
-			p.IPMasq = false
+		if pool, ok := f.PoolOf(block); ok {
+			r.Namespaces = pool.Namespaces
+			if pool.NoMasquerade {
+				r.IPMasq = new(bool)
+			}
 		}
+		p.Ranges = append(p.Ranges, r)
 	}
+	p.Reserved = reserved(f, n)
 	b, err = json.MarshalIndent(conflist{CNIVersion: "1.1.0", Name: c.Network, Plugins: []plugin{p}}, "", "  ")
 	return append(b, '\n'), err == nil, err
+}
+
+// reserved are the namespaces of pools of which the node has no block: their pods must not get others' addresses.
+func reserved(f *fabric.Fabric, n fabric.Node) (out []string) {
+	for _, pool := range f.Pools {
+		has := slices.ContainsFunc(n.PodCIDRs, func(b netip.Prefix) bool {
+			in, ok := f.PoolOf(b)
+			return ok && in.Name == pool.Name
+		})
+		if !has {
+			out = append(out, pool.Namespaces...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // writeCNI puts the configuration in place, by rename, once the kernel holds the plan. One that is there stays while

@@ -79,6 +79,8 @@ type Pool struct {
 	Direct bool `yaml:"direct,omitempty"`
 	// MTU is the most that a packet between pods may have, in bytes; 0 derives it for each route.
 	MTU int `yaml:"mtu,omitempty"`
+	// Namespaces are those whose pods have their addresses from here and nowhere else; no other's do. None: all others.
+	Namespaces []string `yaml:"namespaces,omitempty"`
 	// NoMasquerade leaves pods their own address also towards the outside of all pools.
 	NoMasquerade bool `yaml:"noMasquerade,omitempty"`
 }

@@ -29,6 +29,8 @@ type Config struct {
 	// Ranges are the pools that pods get their addresses from: one address for each family that is listed.
 	// Several ranges of a family are tried in order. Default: 10.88.0.0/16.
 	Ranges []Range `json:"ranges"`
+	// ReservedNamespaces are those whose addresses are not here yet: their pods are refused for now.
+	ReservedNamespaces []string `json:"reservedNamespaces"`
 	// IPMasq gives traffic that leaves all pools the node's address. Default: true.
 	IPMasq *bool `json:"ipMasq"`
 	// MasqueradeExclude are destinations outside the pools that see the pod's own address all the same.
@@ -81,6 +83,10 @@ type Range struct {
 	Gateway netip.Addr `json:"gateway"`
 	// Exclude are further addresses that are never given to a pod.
 	Exclude Prefixes `json:"exclude"`
+	// Namespaces are those whose pods get their addresses here and nowhere else; no other's do. None: all others.
+	Namespaces []string `json:"namespaces"`
+	// IPMasq false leaves pods with an address from here their own address wherever they go. Default: the network's.
+	IPMasq *bool `json:"ipMasq"`
 }
 
 // Prefixes is a list of networks.
@@ -114,6 +120,8 @@ func (r *Range) UnmarshalJSON(b []byte) error {
 		RangeEnd   string   `json:"rangeEnd"`
 		Gateway    string   `json:"gateway"`
 		Exclude    Prefixes `json:"exclude"`
+		Namespaces []string `json:"namespaces"`
+		IPMasq     *bool    `json:"ipMasq"`
 	}
 	if err := json.Unmarshal(b, &raw); err != nil {
 		return err
@@ -122,7 +130,7 @@ func (r *Range) UnmarshalJSON(b []byte) error {
 	if err != nil {
 		return spec.Errorf(spec.CodeConfig, "ranges: subnet %q is not a network such as 10.88.0.0/16", raw.Subnet)
 	}
-	*r = Range{Subnet: subnet, Exclude: raw.Exclude}
+	*r = Range{Subnet: subnet, Exclude: raw.Exclude, Namespaces: raw.Namespaces, IPMasq: raw.IPMasq}
 	for _, f := range []struct {
 		key, value string
 		to         *netip.Addr
@@ -229,8 +237,15 @@ func (c *Config) setDefaults() {
 	c.StateDir = filepath.Clean(c.StateDir)
 }
 
-// Masquerade is the effective ipMasq.
-func (c *Config) Masquerade() bool { return c.IPMasq == nil || *c.IPMasq }
+// Masquerade is the effective ipMasq of a pod with these addresses: no range of theirs may be against it.
+func (c *Config) Masquerade(addrs ...netip.Addr) bool {
+	for _, r := range c.Ranges {
+		if r.IPMasq != nil && !*r.IPMasq && slices.ContainsFunc(addrs, r.Subnet.Contains) {
+			return false
+		}
+	}
+	return c.IPMasq == nil || *c.IPMasq
+}
 
 // Cooldown is the effective cooldownSeconds.
 func (c *Config) Cooldown() int {
@@ -259,6 +274,24 @@ func (c *Config) ResultDNS() spec.DNS {
 		return c.DNS
 	}
 	return d
+}
+
+// RangesFor are the ranges of a family that pods of a namespace have their addresses from, in order.
+func (c *Config) RangesFor(namespace string, v6 bool) []Range {
+	var own, common []Range
+	for _, r := range c.Ranges {
+		switch {
+		case r.Subnet.Addr().Is6() != v6:
+		case len(r.Namespaces) == 0:
+			common = append(common, r)
+		case slices.Contains(r.Namespaces, namespace):
+			own = append(own, r)
+		}
+	}
+	if len(own) > 0 {
+		return own
+	}
+	return common
 }
 
 // Pools are the subnets of all ranges.
