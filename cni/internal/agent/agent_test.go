@@ -208,7 +208,9 @@ func TestNamespacesWithoutBlock(t *testing.T) {
 		fabric.Pool{Name: "b", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, Namespaces: []string{"x"}},
 	)
 	read := func() (p plugin) {
-		b, ok, err := compileCNI(netdconf.Default().CNI, f, "n1", &overlay.Plan{PodMTU: 1450})
+		conf := netdconf.Default()
+		conf.Node = "n1"
+		b, ok, err := compileCNI(conf, f, &overlay.Plan{PodMTU: 1450})
 		var c conflist
 		if err := errors.Join(err, json.Unmarshal(b, &c)); err != nil || !ok {
 			t.Fatal(err, ok)

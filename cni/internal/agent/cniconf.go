@@ -37,6 +37,7 @@ type plugin struct {
 	MTU               int             `json:"mtu"`
 	StateDir          string          `json:"stateDir,omitempty"`
 	ImportHostLocal   []string        `json:"importHostLocal,omitempty"`
+	AgentSocket       string          `json:"agentSocket,omitempty"`
 	Capabilities      map[string]bool `json:"capabilities"`
 }
 
@@ -50,13 +51,15 @@ type podRange struct {
 
 // compileCNI is the runtime's configuration on this node; ok is false while pods could not be served: the node has no
 // block, or it is not known how large their packets may be. Nothing that goes to another pool is masqueraded.
-func compileCNI(c netdconf.CNI, f *fabric.Fabric, self string, plan *overlay.Plan) (b []byte, ok bool, err error) {
-	n, found := f.Node(self)
+func compileCNI(conf netdconf.Config, f *fabric.Fabric, plan *overlay.Plan) (b []byte, ok bool, err error) {
+	n, found := f.Node(conf.Node)
 	if !found || len(n.PodCIDRs) == 0 || plan.PodMTU == 0 {
 		return nil, false, nil
 	}
+	c := conf.CNI
 	p := plugin{
 		Type: "berth", IPMasq: true, MasqueradeExclude: f.CIDRs(), MTU: plan.PodMTU, StateDir: c.StateDir, ImportHostLocal: c.ImportHostLocal,
+		AgentSocket: conf.CNISocket(),
 		Capabilities: map[string]bool{
 			"portMappings": true, "bandwidth": true, "ipRanges": true, "ips": true, "mac": true, "dns": true, "cgroupPath": true,
 		},
@@ -102,7 +105,7 @@ func (a *Agent) writeCNI(f *fabric.Fabric, plan *overlay.Plan) error {
 	if a.conf.CNI.Dir == "" {
 		return nil
 	}
-	want, ok, err := compileCNI(a.conf.CNI, f, a.conf.Node, plan)
+	want, ok, err := compileCNI(a.conf, f, plan)
 	if err != nil || !ok {
 		return err
 	}

@@ -45,6 +45,10 @@ type Config struct {
 	// than a TCP handshake is retried by a peer that remembers the old pod.
 	CooldownSeconds *int `json:"cooldownSeconds"`
 
+	// AgentSocket is where a runtime that knows how has a resident agent do this plugin's work (proto/cniagent/v1). The
+	// plugin itself does not use it.
+	AgentSocket string `json:"agentSocket"`
+
 	// ImportHostLocal are directories of upstream's host-local (/var/lib/cni/networks/NAME) whose leases still belong
 	// to running pods: an address with a file there is not given out.
 	ImportHostLocal []string `json:"importHostLocal"`

@@ -149,7 +149,7 @@ func unknownKeys(stdin []byte) error {
 	}
 	known := []string{
 		"cniVersion", "cniVersions", "name", "type", "backend", "ranges", "reservedNamespaces", "ipMasq", "masqueradeExclude", "mtu",
-		"stateDir", "cooldownSeconds", "importHostLocal", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
+		"stateDir", "cooldownSeconds", "importHostLocal", "agentSocket", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
 		"disableGC", "loadOnlyInlinedPlugins",
 	}
 	var bad []error

@@ -73,6 +73,9 @@ type CNI struct {
 	StateDir string `yaml:"stateDir"`
 	// ImportHostLocal are lease directories of an earlier plugin.
 	ImportHostLocal []string `yaml:"importHostLocal"`
+	// Resident has berth-cri ask this process instead of executing the plugin, which takes a fraction of the time. Other
+	// runtimes go on executing it.
+	Resident bool `yaml:"resident"`
 }
 
 // BGP is how the speaker is run.
@@ -95,7 +98,7 @@ func Default() Config {
 	return Config{
 		Fabric: "/etc/berth/fabric.yaml", State: "/run/berth/netd", Root: "/var/lib/berth/netd", LogLevel: "info", Checksums: Auto,
 		Kubernetes: Kubernetes{FlannelBackend: "vxlan"},
-		CNI:        CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet"},
+		CNI:        CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet", Resident: true},
 		BGP:        BGP{Program: "/usr/bin/berth-bgp", UID: 64179},
 	}
 }
@@ -173,6 +176,14 @@ func (c Config) Validate() error {
 // Socket is where status, traces and metrics are asked for.
 func (c Config) Socket() string { return filepath.Join(c.State, "netd.sock") }
 
+// CNISocket is where a runtime has the plugin's work done, if it is to.
+func (c Config) CNISocket() string {
+	if !c.CNI.Resident || c.CNI.Dir == "" {
+		return ""
+	}
+	return filepath.Join(c.State, "cni.sock")
+}
+
 // Text is the configuration as YAML with a comment for each key.
 func (c Config) Text() (string, error) {
 	var doc yaml.Node
@@ -213,6 +224,7 @@ func comments() map[string]string {
 		"cni.dir":                   "Empty: none is written.",
 		"cni.stateDir":              "The plugin's records; empty: its default.",
 		"cni.importHostLocal":       "Lease directories of an earlier plugin.",
+		"cni.resident":              "berth-cri asks this process instead of executing the plugin.",
 		"bgp":                       "The BGP speaker, a process of its own.",
 		"bgp.uid":                   "Whom it runs as; no other program's.",
 		"checksums":                 "Who computes checksums of packets in VXLAN: auto (other nodes' agents are asked), software, device.",

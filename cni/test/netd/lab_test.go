@@ -303,9 +303,15 @@ func (n *node) cni(verb, id string, p *pod, conf map[string]any) []byte {
 	if err != nil {
 		n.lab.t.Fatal(err)
 	}
+	return n.execute(verb, id, p.Path(), string(stdin))
+}
+
+// execute runs the plugin.
+func (n *node) execute(verb, id, netns, stdin string) []byte {
+	n.lab.t.Helper()
 	cmd := exec.Command(filepath.Join(n.lab.bin, "berth-cni"))
-	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+p.Path())
-	cmd.Stdin = strings.NewReader(string(stdin))
+	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+netns)
+	cmd.Stdin = strings.NewReader(stdin)
 	var out []byte
 	if err := n.Do(func() (err error) { out, err = cmd.Output(); return err }); err != nil {
 		n.lab.t.Fatalf("%s %s on %s: %v: %s", verb, id, n.name, err, out)
