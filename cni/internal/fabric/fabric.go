@@ -23,7 +23,7 @@ const (
 	BGPMode Mode = "bgp"
 	// UDP wraps packets in plain UDP, in the agent itself: for networks that carry nothing else, and slow.
 	UDP Mode = "udp"
-	// None leaves it to somebody else.
+	// None leaves it to somebody else; pods of the node itself are served all the same.
 	None Mode = "none"
 )
 

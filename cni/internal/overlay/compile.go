@@ -96,7 +96,7 @@ func outer(a, b fabric.Node, inner6 bool) (v6, ok bool) {
 // would leave by the default route and perhaps come back, and the block's share of the pods' MTU.
 func (c *compiler) own(b netip.Prefix) {
 	pool, ok := c.in.Fabric.PoolOf(b)
-	if !ok || pool.EffectiveMode() == fabric.None {
+	if !ok {
 		return
 	}
 	for _, l := range c.in.Links {
@@ -106,9 +106,11 @@ func (c *compiler) own(b netip.Prefix) {
 			}
 		}
 	}
-	c.plan.Routes = append(c.plan.Routes, Route{Dst: b, Metric: MetricLastResort, Why: "own block of pool " + pool.Name})
 	v6 := b.Addr().Is6()
 	mode := pool.EffectiveMode()
+	if mode != fabric.None { // of that no route is ours
+		c.plan.Routes = append(c.plan.Routes, Route{Dst: b, Metric: MetricLastResort, Why: "own block of pool " + pool.Name})
+	}
 	if mode == fabric.VXLAN || mode == fabric.UDP {
 		o, ok := outer(c.self, c.self, v6)
 		if !ok {
