@@ -4,16 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 )
 
 const fabricFile = `pools:
-- {name: pods, cidrs: [%s], mode: none}
+- {name: pods, cidrs: [%s], mode: none, mtu: 1500}
 nodes:
-- {name: %s, addresses: [%s], podCIDRs: [%s]}
+- {name: %s, addresses: [192.0.2.1], podCIDRs: [%s]}
 `
 
 const netdFile = `node: %s
@@ -29,14 +28,10 @@ cni:
 // NetdCommand writes the configuration of a berth-netd that serves the lab's one node: it writes the CNI configuration and
 // attaches pods for berth-cri, and touches no route, since there is no other node. It returns how it is started.
 func (l *Lab) NetdCommand() ([]string, error) {
-	addr, err := ownAddress()
-	if err != nil {
-		return nil, err
-	}
 	conf, fabric, net := filepath.Join(l.Run, "netd.yaml"), filepath.Join(l.Run, "fabric.yaml"), filepath.Join(l.Run, "net.d")
 	return []string{filepath.Join(l.Bin, "berth-netd"), "--config", conf, "serve"}, errors.Join(
 		os.MkdirAll(net, 0o755),
-		os.WriteFile(fabric, fmt.Appendf(nil, fabricFile, l.Pods, l.Name, addr, l.Pods), 0o600),
+		os.WriteFile(fabric, fmt.Appendf(nil, fabricFile, l.Pods, l.Name, l.Pods), 0o600),
 		os.WriteFile(conf, fmt.Appendf(nil, netdFile, l.Name, fabric, filepath.Join(l.Run, "netd"), filepath.Join(l.Run, "netd-root"), net, l.Name, filepath.Join(l.Run, "cni")), 0o600),
 	)
 }
@@ -62,18 +57,4 @@ func (l *Lab) AwaitNetd(ctx context.Context, p *Process) error {
 		_, err := os.Stat(filepath.Join(l.Run, "net.d", "10-berth.conflist"))
 		return err
 	})
-}
-
-// ownAddress is one of the machine's that is not its loopback's.
-func ownAddress() (net.IP, error) {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range all {
-		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
-			return n.IP, nil
-		}
-	}
-	return nil, errors.New("the machine has no address but its loopback's")
 }

@@ -127,7 +127,10 @@ func (c *compiler) own(b netip.Prefix) {
 	if !ok && mode != fabric.VXLAN && mode != fabric.UDP {
 		home, ok = c.home(!v6) // IPv4 blocks over an IPv6 network
 	}
-	if !ok {
+	switch {
+	case !ok && mode == fabric.None && pool.MTU > 0: // what is said is enough: no packet leaves by a way of ours
+		home.MTU = pool.MTU
+	case !ok:
 		c.problem("block %s: this node's address is on no link now", b)
 		return
 	}
