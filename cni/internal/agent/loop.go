@@ -158,8 +158,10 @@ func (a *Agent) compile(f *fabric.Fabric, names overlay.Names, links []overlay.L
 	if names == (overlay.Names{}) {
 		names = overlay.DefaultNames()
 	}
-	return overlay.Compile(overlay.Input{Fabric: f, Self: a.conf.Node, Links: links, Learned: a.speaker.Learned(), Names: names,
-		SoftChecksums: a.softChecksums(names)})
+	return overlay.Compile(overlay.Input{
+		Fabric: f, Self: a.conf.Node, Links: links, Learned: a.speaker.Learned(), Names: names,
+		SoftChecksums: a.softChecksums(names),
+	})
 }
 
 // note records what was done, and logs it unless there was nothing.

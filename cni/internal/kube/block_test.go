@@ -93,8 +93,11 @@ func TestPoolBlocks(t *testing.T) {
 		size, size6, want4, want6 int
 		bad                       string
 	}{
-		{want4: 26, want6: 122}, {size: 24, size6: 112, want4: 24, want6: 112},
-		{size: 31, bad: "spec.blockSize"}, {size6: 127, bad: "spec.blockSizeV6"}, {size: -1, bad: "spec.blockSize"},
+		{want4: 26, want6: 122},
+		{size: 24, size6: 112, want4: 24, want6: 112},
+		{size: 31, bad: "spec.blockSize"},
+		{size6: 127, bad: "spec.blockSizeV6"},
+		{size: -1, bad: "spec.blockSize"},
 	} {
 		p, err := readPool(&NetworkPool{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: NetworkPoolSpec{CIDRs: []string{"10.0.0.0/8"}, BlockSize: c.size, BlockSizeV6: c.size6}})
 		if (err != nil) != (c.bad != "") || err != nil && !strings.Contains(err.Error(), c.bad) || err == nil && p.bits != [2]int{c.want4, c.want6} {
