@@ -100,6 +100,7 @@ func (d *daemon) holders(ctx context.Context) ([]view.Holder, error) {
 
 func (d *daemon) collect(ctx context.Context) view.View {
 	v := view.Collect(ctx, d.node, d.server.Status(), d.holders)
+	v.Override = d.reload.current()
 	v.Claims, v.Given = d.ledger.Claims(), d.ledger.Given()
 	return v
 }

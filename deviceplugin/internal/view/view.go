@@ -55,6 +55,7 @@ type View struct {
 	GPUs      []GPU               `json:"gpus"`
 	Offers    []Offer             `json:"offers"`
 	Unserved  []string            `json:"unserved,omitempty"`
+	Override  string              `json:"override,omitempty"` // of the configuration, by the node's label or the flag
 	Problems  []string            `json:"problems,omitempty"`
 	Claims    map[string][]string `json:"claims,omitempty"`    // what resource claims hold, by claim
 	Given     []string            `json:"given,omitempty"`     // what the device plugin has given away
@@ -110,6 +111,9 @@ func Collect(ctx context.Context, n *node.Node, regs []server.Registration, hold
 func (v View) Table(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(t, "driver %s, CUDA %s, asked through %s\n\n", cmp.Or(v.Driver.Version, "unknown"), cmp.Or(v.Driver.CUDA, "unknown"), v.Source)
+	if v.Override != "" {
+		fmt.Fprintf(t, "override %s\n\n", v.Override)
+	}
 	fmt.Fprintln(t, "GPU\tUUID\tPRODUCT\tMEMORY\tUSED\tHEALTH\tHELD BY\tPROCESSES")
 	for _, g := range v.GPUs {
 		used := "-"
