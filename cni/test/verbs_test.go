@@ -325,3 +325,20 @@ func TestLinksNothingHeavy(t *testing.T) {
 		}
 	}
 }
+
+// TestForeignLinkStays: a link that has an attachment's name and somebody else's mark is not ours to delete.
+func TestForeignLinkStays(t *testing.T) {
+	n := newNode(t)
+	p, err := n.tryAdd(newNS(t), "a", n.conf("1.1.0", dual), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.del(t)
+	n.sh(t, "ip link add "+p.host+" type veth peer name other")
+	defer n.sh(t, "ip link del "+p.host)
+	n.sh(t, "ip link set "+p.host+" alias somebody-else")
+	p.del(t)
+	if out := n.sh(t, "ip -o link"); !strings.Contains(out, p.host) {
+		t.Errorf("%s, which carries somebody else's mark, was deleted", p.host)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -64,8 +65,14 @@ func TestReadFileBounds(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.ReadFile("fifo", 100); err == nil {
-		t.Error("a fifo was read")
+	if b, err := r.ReadFile("fifo", 100); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a fifo was read: %q, %v", b, err)
+	}
+	if err := unix.Mknod(filepath.Join(dir, "null"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := r.ReadFile("null", 100); err == nil { // an empty file is what it would pass for
+		t.Errorf("a device was read: %q", b)
 	}
 }
 

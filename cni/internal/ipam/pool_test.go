@@ -2,6 +2,7 @@ package ipam_test
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -58,6 +59,18 @@ func TestOrderAndCooldown(t *testing.T) {
 	_ = p.Release(addr("10.0.0.5"), 400)
 	_ = p.Release(addr("10.0.1.5"), 400)
 	take(t, p, w, 430, "10.0.0.5")
+}
+
+// TestTurn: an address comes back only when all others have had their turn, though it has rested long enough.
+func TestTurn(t *testing.T) {
+	p := open(t, t.TempDir(), "10.0.0.0/29")
+	var w ipam.Window
+	for i := range 12 {
+		take(t, p, w, ipam.Clock(1000*(i+1)), fmt.Sprintf("10.0.0.%d", 1+i%6))
+		if err := p.Release(addr(fmt.Sprintf("10.0.0.%d", 1+i%6)), ipam.Clock(1000*(i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func TestWindow(t *testing.T) {

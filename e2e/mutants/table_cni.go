@@ -1,0 +1,109 @@
+package mutants
+
+// network are mutants of berth-cni.
+func network() []Mutant {
+	return []Mutant{
+		{
+			Name: "addresses: block's checksum not compared", File: "cni/internal/ipam/pool.go", Old: "checksum(buf[:blockSize-4], n+1) != sum) {", New: "false) {",
+			Package: "cni/internal/ipam", Test: "TestEveryDamageIsSeen", Why: "a torn block gives an address to two pods",
+		},
+		{
+			Name: "addresses: one by name is given twice", File: "cni/internal/ipam/take.go", Old: "	if v == taken {\n		return errs.AlreadyExists", New: "	if v == taken && false {\n		return errs.AlreadyExists",
+			Package: "cni/internal/ipam", Test: "TestModel", Why: "two pods with one static address",
+		},
+		{
+			Name: "addresses: no rest before they come back", File: "cni/internal/ipam/take.go", Old: "if v == never || rested >= int64(cooldown) || rested < 0 {", New: "if v == never || rested >= 0 || rested < 0 {",
+			Package: "cni/internal/ipam", Test: "TestOrderAndCooldown", Why: "a new pod gets the traffic of the one that just ended",
+		},
+		{
+			Name: "addresses: turn not kept", File: "cni/internal/ipam/take.go", Old: "	p.cursor = slot + 1\n", New: "	p.cursor = first\n",
+			Package: "cni/internal/ipam", Test: "TestTurn", Why: "the address that was just released is the next to be given",
+		},
+		{
+			Name: "addresses: rebuilt without releasing", File: "cni/internal/ipam/take.go", Old: "if v == taken && !want[n*perBlock+uint32(i)] {", New: "if v == taken && false {",
+			Package: "cni/internal/ipam", Test: "TestReset", Why: "each killed ADD leaks an address until the range is empty",
+		},
+		{
+			Name: "leases: an existing one is overwritten", File: "cni/internal/hostlocal/dir.go", Old: "	err = os.Link(tmp, d.file(a))\n", New: "	err = os.WriteFile(d.file(a), []byte(h.text()), 0o600)\n",
+			Package: "cni/internal/hostlocal", Test: "TestSharesWithUpstream", Why: "an address that upstream's plugin gave is given again",
+		},
+		{
+			Name: "leases: anybody's is released", File: "cni/internal/hostlocal/dir.go", Old: "	if err != nil || !mine {\n		return err\n	}\n	if err := os.Remove(d.file(a))", New: "	if err != nil || !mine && false {\n		return err\n	}\n	if err := os.Remove(d.file(a))",
+			Package: "cni/internal/hostlocal", Test: "TestReleaseIsTheHoldersAlone", Why: "a late DEL frees the address of the pod that has it now",
+		},
+		{
+			Name: "leases: directory not locked", File: "cni/internal/hostlocal/dir.go", Old: "if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {", New: "if !errors.Is(err, unix.EINTR) {",
+			Package: "cni/internal/hostlocal", Test: "TestLocksOutUpstream", Why: "upstream's process and ours pick the same address",
+		},
+		{
+			Name: "state: not locked", File: "cni/internal/state/store.go", Old: "	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)\n", New: "	err := error(nil)\n",
+			Package: "cni/test", Test: "TestParallel", Why: "parallel ADDs give one address to two pods",
+		},
+		{
+			Name: "state: unfinished ADDs are kept", File: "cni/internal/podnet/repair.go", Old: "		if !r.Pending {\n", New: "		if r.Version > 0 {\n",
+			Package: "cni/test", Test: "TestKilledAtEachFailpoint", Why: "an ADD that was killed keeps its address and its link",
+		},
+		{
+			Name: "state: records of another boot are believed", File: "cni/internal/podnet/repair.go", Old: "	if !n.store.SameBoot() {\n", New: "	if !n.store.SameBoot() && false {\n",
+			Package: "cni/test", Test: "TestAnotherBoot", Why: "after a reboot the node has no addresses left",
+		},
+		{
+			Name: "ADD: no rollback", File: "cni/internal/podnet/add.go", Old: "		err = errors.Join(err, n.detach(rec))\n", New: "		_ = n.detach\n",
+			Package: "cni/test", Test: "TestExhaustedThenDeadNamespaces", Why: "an ADD that fails keeps what it had made",
+		},
+		{
+			Name: "ADD: a second one of the same attachment", File: "cni/internal/podnet/add.go", Old: "	if err := n.refuseDuplicate(link, a); err != nil {", New: "	if err := error(nil); err != nil {",
+			Package: "cni/test", Test: "TestInterfaceExists", Why: "the first attachment's record is overwritten and its address leaks",
+		},
+		{
+			Name: "DEL: somebody else's link of the same name", File: "cni/internal/podnet/del.go", Old: "if l.Alias != \"\" && !strings.HasPrefix(l.Alias, \"berth \") {", New: "if l.Alias == \"nobody\" {",
+			Package: "cni/test", Test: "TestForeignLinkStays", Why: "an interface that is not ours is deleted",
+		},
+		{
+			Name: "DEL: address not released", File: "cni/internal/podnet/del.go", Old: "	if err := n.releaseAll(rec); err != nil {\n		return err\n	}\n	if err := errors.Join(n.flush()", New: "	if err := errors.Join(n.flush()",
+			Package: "cni/test", Test: "TestParallel", Why: "a node runs out of addresses in a day",
+		},
+		{
+			Name: "DEL: record goes before the link", File: "cni/internal/podnet/del.go", Old: "	small, err := n.dropRules(rec)\n", New: "	_ = n.store.Remove(rec.Name())\n	small, err := n.dropRules(rec)\n",
+			Package: "cni/test", Test: "TestKilledAtEachFailpoint", Why: "a DEL that was killed has forgotten what is left to do",
+		},
+	}
+}
+
+// volumes are mutants of berth-csi and berth-gpu.
+func volumes() []Mutant {
+	return []Mutant{
+		{
+			Name: "journal: fdatasync removed", File: "csi/internal/journal/journal.go", Old: "errors.Join(beforeSync.Hit(), unix.Fdatasync(int(f.Fd())), afterSync.Hit())", New: "errors.Join(beforeSync.Hit(), f.Chmod(0o600), afterSync.Hit())",
+			Package: "csi/test", Test: "TestPowerLoss", Why: "a volume that was acknowledged is unknown after a power cut",
+		},
+		{
+			Name: "journal: no lock", File: "csi/internal/journal/journal.go", Old: "unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {", New: "error(nil); err != nil {",
+			Package: "csi/internal/journal", Test: "TestSecondProcessIsRefused", Why: "two drivers write one journal",
+		},
+		{
+			Name: "journal: checksum not compared", File: "csi/internal/journal/journal.go", Old: "if err != nil || uint32(want) != crc32.Checksum(text, castagnoli) {", New: "if err != nil || want == 1 {",
+			Package: "csi/internal/journal", Test: "TestEveryByte", Why: "a flipped bit is a volume's size",
+		},
+		{
+			Name: "journal: never rewritten", File: "csi/internal/journal/journal.go", Old: "	if j.size < rewriteMin || j.size < 4*j.bytes {", New: "	if j.size > 0 {",
+			Package: "csi/internal/journal", Test: "TestShrinks", Why: "it fills the disk",
+		},
+		{
+			Name: "volume: device nodes work", File: "csi/internal/mount/flags.go", Old: "const Safe = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV", New: "const Safe = unix.MOUNT_ATTR_NOSUID",
+			Package: "csi/test", Test: "TestNoDevicesNoSetuid", Why: "a tenant's mknod on his volume is the node's disk",
+		},
+		{
+			Name: "volume: setuid programs work", File: "csi/internal/mount/flags.go", Old: "const Safe = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV", New: "const Safe = unix.MOUNT_ATTR_NODEV",
+			Package: "csi/test", Test: "TestNoDevicesNoSetuid", Why: "a tenant's program is root's on the node",
+		},
+		{
+			Name: "GPU ledger: a claim gets what a container has", File: "deviceplugin/internal/ledger/ledger.go", Old: "		if _, out := l.given[u]; out {", New: "		if _, out := l.given[u]; out && false {",
+			Package: "deviceplugin/internal/ledger", Test: "TestBothSides", Why: "two pods compute on one exclusive GPU",
+		},
+		{
+			Name: "GPU ledger: believes before it has written", File: "deviceplugin/internal/ledger/ledger.go", Old: "	if err := atomicfile.WriteSealed(l.file, b, 0o600); err != nil {", New: "	if err := error(nil); err != nil || b == nil {",
+			Package: "deviceplugin/internal/ledger", Test: "TestBothSides", Why: "a restart has forgotten every claim",
+		},
+	}
+}
