@@ -46,6 +46,11 @@ func leaves() []Mutant {
 			Why: "a link in an image leads to the host's files",
 		},
 		{
+			Name: "in-root open: O_CLOEXEC dropped", File: "internal/inroot/inroot.go",
+			Old: "Flags: uint64(flags | unix.O_CLOEXEC)", New: "Flags: uint64(flags)", Package: "internal/inroot", Test: "TestClosedOnExec",
+			Why: "a CNI plugin inherits a container's files",
+		},
+		{
 			Name: "in-root read: size not limited", File: "internal/inroot/inroot.go",
 			Old: "if fi.Size() > limit {", New: "if fi.Size() > limit && false {", Package: "internal/inroot", Test: "TestReadFileBounds",
 			Why: "an image's /etc/passwd of 10 GiB is read into the daemon",

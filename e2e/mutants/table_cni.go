@@ -45,23 +45,19 @@ func network() []Mutant {
 		},
 		{
 			Name: "state: records of another boot are believed", File: "cni/internal/podnet/repair.go", Old: "	if !n.store.SameBoot() {\n", New: "	if !n.store.SameBoot() && false {\n",
-			Package: "cni/test", Test: "TestAnotherBoot", Why: "after a reboot the node has no addresses left",
+			Package: "cni/test", Test: "TestAnotherBoot", Why: "after a reboot the rules of pods that are gone are made again",
 		},
 		{
 			Name: "ADD: no rollback", File: "cni/internal/podnet/add.go", Old: "		err = errors.Join(err, n.detach(rec))\n", New: "		_ = n.detach\n",
-			Package: "cni/test", Test: "TestExhaustedThenDeadNamespaces", Why: "an ADD that fails keeps what it had made",
+			Package: "cni/test", Test: "TestInterfaceExists", Why: "an ADD that fails keeps what it had made",
 		},
 		{
 			Name: "ADD: a second one of the same attachment", File: "cni/internal/podnet/add.go", Old: "	if err := n.refuseDuplicate(link, a); err != nil {", New: "	if err := error(nil); err != nil {",
-			Package: "cni/test", Test: "TestInterfaceExists", Why: "the first attachment's record is overwritten and its address leaks",
+			Package: "cni/test", Test: "TestSecondAdd", Why: "the first attachment's record is overwritten and its address leaks",
 		},
 		{
-			Name: "DEL: somebody else's link of the same name", File: "cni/internal/podnet/del.go", Old: "if l.Alias != \"\" && !strings.HasPrefix(l.Alias, \"berth \") {", New: "if l.Alias == \"nobody\" {",
+			Name: "DEL: somebody else's link of the same name", File: "cni/internal/podnet/del.go", Old: "if l.Alias != \"\" && !strings.HasPrefix(l.Alias, \"berth \") {", New: "if l.Alias != \"\" && strings.HasPrefix(l.Alias, \"nobody \") {",
 			Package: "cni/test", Test: "TestForeignLinkStays", Why: "an interface that is not ours is deleted",
-		},
-		{
-			Name: "DEL: address not released", File: "cni/internal/podnet/del.go", Old: "	if err := n.releaseAll(rec); err != nil {\n		return err\n	}\n	if err := errors.Join(n.flush()", New: "	if err := errors.Join(n.flush()",
-			Package: "cni/test", Test: "TestParallel", Why: "a node runs out of addresses in a day",
 		},
 		{
 			Name: "DEL: record goes before the link", File: "cni/internal/podnet/del.go", Old: "	small, err := n.dropRules(rec)\n", New: "	_ = n.store.Remove(rec.Name())\n	small, err := n.dropRules(rec)\n",

@@ -85,11 +85,6 @@ func images() []Mutant {
 			Why: "an acknowledged image has no record after a power cut",
 		},
 		{
-			Name: "image: a used one is removed at once", File: "cri/internal/image/remove.go",
-			Old: "keep := s.held(id) || !s.retained", New: "keep := !s.retained", Package: "cri/internal/image", Test: "TestPullGetUseRemove",
-			Why: "the daemon has no record of what a running container runs from",
-		},
-		{
 			Name: "image: removed before the containers are known", File: "cri/internal/image/remove.go",
 			Old: "keep := s.held(id) || !s.retained", New: "keep := s.held(id)", Package: "cri/internal/image", Test: "TestBeforeRetain",
 			Why: "a removal right after a restart takes a running container's files",
@@ -168,6 +163,26 @@ func images() []Mutant {
 			Name: "registry: manifests of any size", File: "cri/internal/registry/resolve.go",
 			Old: "limit+1))\n", New: "limit<<20))\n", Package: "cri/internal/image", Test: "TestRogueRegistries",
 			Why: "a registry fills the daemon's memory",
+		},
+		{
+			Name: "registry: a credential goes to whoever asks", File: "cri/internal/registry/auth.go",
+			Old: "		return h.upstream\n", New: "		return true\n", Package: "cri/internal/registry", Test: "TestCredentialsStayHome",
+			Why: "a mirror gets the registry's password",
+		},
+		{
+			Name: "registry: a credential for another server is used", File: "cri/internal/registry/auth.go",
+			Old: "	return want == canonicalHost(h.addr) || h.upstream && want == canonicalHost(domain)", New: "	return want != \"\" || domain == \"\"", Package: "cri/internal/registry", Test: "TestCredentialsStayHome",
+			Why: "any registry that an image's name points to gets it",
+		},
+		{
+			Name: "registry: silence is waited for", File: "cri/internal/registry/watch.go",
+			Old: "time.AfterFunc(w.stall, w.abort)", New: "time.AfterFunc(1000*w.stall, w.abort)", Package: "cri/internal/registry", Test: "TestBlobMisbehaviour/stalls",
+			Why: "a pull hangs for as long as a dead peer keeps the connection",
+		},
+		{
+			Name: "registry: a trickle is waited for", File: "cri/internal/registry/watch.go",
+			Old: "rate < float64(w.minRate) {", New: "rate < 0*float64(w.minRate) {", Package: "cri/internal/registry", Test: "TestBlobMisbehaviour/trickles",
+			Why: "a byte a second holds a pull for ever",
 		},
 	}
 }

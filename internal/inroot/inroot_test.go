@@ -96,3 +96,18 @@ func TestMkdirAll(t *testing.T) {
 		t.Error("the root has a parent")
 	}
 }
+
+// TestClosedOnExec: no descriptor of a container's files reaches a program that the opener starts.
+func TestClosedOnExec(t *testing.T) {
+	r, _ := root(t)
+	f, err := r.Open("etc/passwd", unix.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	for _, fd := range []int{r.Fd(), int(f.Fd())} {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("descriptor %d: flags %x, %v", fd, flags, err)
+		}
+	}
+}

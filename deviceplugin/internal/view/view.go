@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -120,9 +121,9 @@ func (v View) Table(w io.Writer) error {
 		if g.Sample != nil && g.Sample.MemoryUsed > 0 {
 			used = mib(g.Sample.MemoryUsed)
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Index, g.UUID, g.Product, mib(g.Memory), used, cmp.Or(string(g.Health.Phase), "Unknown"), g.heldBy(g.UUID), pids(g.Processes))
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Index, g.UUID, g.Product, mib(g.Memory), used, cmp.Or(string(g.Health.Phase), "Unknown"), v.heldBy(g, g.UUID), pids(g.Processes))
 		for _, in := range g.Instances {
-			fmt.Fprintf(t, "  %d/%d\t%s\tMIG %s\t%s\t\t\t%s\t\n", in.GI, in.CI, in.UUID, in.Profile, mib(in.Memory), g.heldBy(in.UUID))
+			fmt.Fprintf(t, "  %d/%d\t%s\tMIG %s\t%s\t\t\t%s\t\n", in.GI, in.CI, in.UUID, in.Profile, mib(in.Memory), v.heldBy(g, in.UUID))
 		}
 		if g.Reason != "" {
 			fmt.Fprintf(t, "\t%s\n", g.Reason)
@@ -150,8 +151,14 @@ func (v View) Table(w io.Writer) error {
 	return t.Flush()
 }
 
-func (g GPU) heldBy(uuid string) string {
+// heldBy lists the containers that have a device through the device plugin, and the resource claim that has it.
+func (v View) heldBy(g GPU, uuid string) string {
 	var all []string
+	for _, claim := range slices.Sorted(maps.Keys(v.Claims)) {
+		if slices.Contains(v.Claims[claim], uuid) {
+			all = append(all, "claim:"+claim)
+		}
+	}
 	for _, h := range g.Holders {
 		if id, _, _ := strings.Cut(h.ID, "::"); id == uuid {
 			all = append(all, h.Namespace+"/"+h.Pod+"/"+h.Container)

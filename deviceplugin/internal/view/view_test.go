@@ -80,6 +80,8 @@ func TestGolden(t *testing.T) {
 	v, s := collected(t, held)
 	v.GPUs[1].Health = health.State{Phase: health.Sick, Conditions: map[string]string{"lost": "it does not answer on its bus"}, XIDs: map[int]int{79: 1, 31: 4}}
 	v.GPUs[1].Reason = "lost: it does not answer on its bus"
+	v.Override = "shared"
+	v.Claims = map[string][]string{"7d0b3c4e-0000-4000-8000-00000000c1a1": {"MIG-be27f000-0000-4000-8000-000002000000"}}
 	v.Problems = nil // the paths of a temporary directory
 	var table, metrics bytes.Buffer
 	if err := errors.Join(v.Table(&table), v.Metrics(&metrics)); err != nil {
