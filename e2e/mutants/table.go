@@ -4,7 +4,8 @@ import "slices"
 
 // All is the whole table.
 func All() []Mutant {
-	return slices.Concat(leaves(), runtime(), images(), executor(), network(), volumes())
+	return slices.Concat(leaves(), records(), groups(), images(), contents(), unpackers(), registries(), identity(), surroundings(),
+		outputs(), addresses(), attachments(), volumes())
 }
 
 // leaves are of the packages that several programs share.

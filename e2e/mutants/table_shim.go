@@ -1,8 +1,8 @@
 package mutants
 
-// executor are mutants of the shim: what a container's process is.
-func executor() []Mutant {
-	const process, mounts = "shim/internal/executor/compile_process.go", "shim/internal/executor/compile_mounts.go"
+// identity are of who a container's process is.
+func identity() []Mutant {
+	const process = "shim/internal/executor/compile_process.go"
 	return []Mutant{
 		{
 			Name: "no_new_privs not set", File: process, Old: "	if p.NoNewPrivileges {\n", New: "	if p.NoNewPrivileges && false {\n",
@@ -36,6 +36,13 @@ func executor() []Mutant {
 			Name: "signals stay blocked", File: "shim/internal/executor/compile.go", Old: "c.Add(plan.UnblockSignals(),\n", New: "c.Add(\n",
 			Package: "shim/test", Test: "TestHygiene", Why: "SIGTERM never reaches the workload",
 		},
+	}
+}
+
+// surroundings are of what it can reach.
+func surroundings() []Mutant {
+	const mounts = "shim/internal/executor/compile_mounts.go"
+	return []Mutant{
 		{
 			Name: "masked paths visible", File: "shim/internal/executor/compile.go", Old: "	c.masked()\n", New: "",
 			Package: "shim/test", Test: "TestClosedPaths", Why: "/proc/kcore and /proc/keys are there",
@@ -64,6 +71,12 @@ func executor() []Mutant {
 			Name: "sysctls of the host", File: "shim/internal/executor/sysctl.go", Old: "	return \"\", \"\", errs.InvalidArgument.Errorf(\"sysctl %q is not namespaced\", key)", New: "	return file, \"net\", nil",
 			Package: "shim/test", Test: "TestHostileRootfs", Why: "kernel.core_pattern of the node is a pod's to set",
 		},
+	}
+}
+
+// outputs are of its output, and of the filter's compiler.
+func outputs() []Mutant {
+	return []Mutant{
 		{
 			Name: "log: follows links", File: "shim/internal/crilog/crilog.go", Old: "root.Beneath(l.name,", New: "root.Open(l.name,",
 			Package: "shim/internal/crilog", Test: "TestHostileNames", Why: "a link in the log directory is written through",
