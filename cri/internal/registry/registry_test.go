@@ -95,11 +95,6 @@ var (
 
 func fetch(t testing.TB, repo *registry.Repository) ([]byte, error) {
 	t.Helper()
-	defer func(start time.Time) {
-		if took := time.Since(start); took > 15*time.Second { // the limits are tenths of seconds
-			t.Errorf("it took %v", took)
-		}
-	}(time.Now())
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	rc, err := repo.Blob(ctx, blob, 0)
