@@ -37,21 +37,21 @@ func (l Lab) Hunt(ctx context.Context, all []Mutant, w io.Writer) error {
 			spared[key] = l.Spare(ctx, m)
 		}
 		if err := spared[key]; err != nil {
-			fmt.Fprintf(w, "  %2d  ERROR     %-52s its test cannot judge it\n", i+1, m.Name)
+			fmt.Fprintf(w, "  %2d  ERROR     %-60s its test cannot judge it\n", i+1, m.Name)
 			bad = append(bad, err)
 			continue
 		}
 		r, err := l.Kill(ctx, m)
 		switch {
 		case err != nil:
-			fmt.Fprintf(w, "  %2d  ERROR     %-52s\n", i+1, m.Name)
+			fmt.Fprintf(w, "  %2d  ERROR     %-60s\n", i+1, m.Name)
 			bad = append(bad, err)
 		case !r.Killed():
-			fmt.Fprintf(w, "  %2d  SURVIVED  %-52s %5.1f s  %s %s\n", i+1, m.Name, r.Seconds, m.Package, m.Test)
+			fmt.Fprintf(w, "  %2d  SURVIVED  %-60s %5.1f s  %s %s\n", i+1, m.Name, r.Seconds, m.Package, m.Test)
 			bad = append(bad, fmt.Errorf("%s: %w %s: %s", m.Name, ErrSurvived, m.Test, m.Why))
 		default:
 			killed++
-			fmt.Fprintf(w, "  %2d  killed    %-52s %5.1f s  %s %s\n", i+1, m.Name, r.Seconds, m.Package, r.Failed[0])
+			fmt.Fprintf(w, "  %2d  killed    %-60s %5.1f s  %s %s\n", i+1, m.Name, r.Seconds, m.Package, r.Failed[0])
 		}
 	}
 	fmt.Fprintf(w, "  %d of %d mutants killed in %.0f s, each by the test that is named for it\n", killed, len(all), time.Since(start).Seconds())

@@ -5,7 +5,7 @@ import "slices"
 // All is the whole table.
 func All() []Mutant {
 	return slices.Concat(leaves(), records(), groups(), images(), contents(), unpackers(), registries(), identity(), surroundings(),
-		outputs(), addresses(), attachments(), volumes())
+		outputs(), addresses(), attachments(), routes(), volumes(), devices())
 }
 
 // leaves are of the packages that several programs share.
@@ -65,6 +65,11 @@ func leaves() []Mutant {
 			Name: "shim socket: peer's uid not checked", File: "proto/shim/v1/conn.go",
 			Old: "if cred.Uid != 0 {", New: "if cred.Uid != 0 && false {", Package: "proto/shim/v1", Test: "TestOnlyRootMaySpeak",
 			Why: "whoever reaches the socket starts processes as root",
+		},
+		{
+			Name: "failpoints: anybody's file is read", File: "internal/failpoint/failpoint.go",
+			Old: "fi.Mode().Perm()&0o077 != 0 ||", New: "false ||", Package: "internal/failpoint", Test: "TestFileMustBeRootOnly",
+			Why: "a file in a directory that others may write kills the daemon",
 		},
 	}
 }

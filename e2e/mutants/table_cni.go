@@ -69,5 +69,28 @@ func attachments() []Mutant {
 			Name: "DEL: record goes before the link", File: "cni/internal/podnet/del.go", Old: "	small, err := n.dropRules(rec)\n", New: "	_ = n.store.Remove(rec.Name())\n	small, err := n.dropRules(rec)\n",
 			Package: "cni/test", Test: "TestKilledAtEachFailpoint", Why: "a DEL that was killed has forgotten what is left to do",
 		},
+		{
+			Name: "a pod may send as anybody", File: "cni/internal/ruleset/rules.go", Old: "	add(chain, nft.Counter(), nft.Drop())\n}\n\nfunc portRules", New: "	add(chain, nft.Counter(), nft.Return())\n}\n\nfunc portRules",
+			Package: "cni/test", Test: "TestSpoofing", Why: "a pod answers for another's address",
+		},
+	}
+}
+
+// routes are of berth-netd.
+func routes() []Mutant {
+	const filter = "cni/internal/bgp/filter.go"
+	return []Mutant{
+		{
+			Name: "BGP: whatever a peer says is a route", File: filter, Old: "	return c.InPools(prefix)\n", New: "	return true\n",
+			Package: "cni/internal/bgp", Test: "TestAdmits", Why: "a peer's mistake takes the node's own network away",
+		},
+		{
+			Name: "BGP: a default route lies in a pool of everything", File: filter, Old: "return prefix.Bits() > 0 && slices", New: "return slices",
+			Package: "cni/internal/bgp", Test: "TestAdmits", Why: "all of a node's traffic goes to a peer",
+		},
+		{
+			Name: "BGP: a stranger is a peer", File: filter, Old: "	if !ok {\n		return false\n	}\n	for _, r := range p.Import {", New: "	if !ok {\n		return c.InPools(prefix)\n	}\n	for _, r := range p.Import {",
+			Package: "cni/internal/bgp", Test: "TestAdmits", Why: "who is not configured has routes",
+		},
 	}
 }
