@@ -4,7 +4,7 @@ import "slices"
 
 // All is the whole table.
 func All() []Mutant {
-	return slices.Concat(leaves(), records(), groups(), images(), contents(), unpackers(), registries(), identity(), surroundings(),
+	return slices.Concat(leaves(), borders(), records(), groups(), images(), contents(), unpackers(), registries(), identity(), surroundings(),
 		outputs(), addresses(), attachments(), routes(), volumes(), devices())
 }
 
@@ -61,6 +61,12 @@ func leaves() []Mutant {
 			Old: "if !fi.Mode().IsRegular() {", New: "if false {", Package: "internal/inroot", Test: "TestReadFileBounds",
 			Why: "a fifo or a device in an image is read as a file",
 		},
+	}
+}
+
+// borders are of who may speak to a program.
+func borders() []Mutant {
+	return []Mutant{
 		{
 			Name: "shim socket: peer's uid not checked", File: "proto/shim/v1/conn.go",
 			Old: "if cred.Uid != 0 {", New: "if cred.Uid != 0 && false {", Package: "proto/shim/v1", Test: "TestOnlyRootMaySpeak",
