@@ -208,6 +208,13 @@ func TestAnotherBoot(t *testing.T) {
 	if err := os.WriteFile(lock, append([]byte("00000000"), b[8:]...), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// The first verb, whichever it is, forgets them all: their rules must not be made again for whoever comes.
+	if _, err := n.run(call{verb: "DEL", id: "never", conf: conf}); err != nil {
+		t.Error("the first verb after a reboot:", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(n.state, "attachments", "*")); err != nil || len(left) > 0 {
+		t.Errorf("records of another boot: %v, %v", left, err)
+	}
 	for i := range 2 {
 		if p, err := n.tryAdd(newNS(t), fmt.Sprint("new", i), conf, ""); err != nil {
 			t.Errorf("after a reboot: %v", err)

@@ -325,3 +325,38 @@ func TestLinksNothingHeavy(t *testing.T) {
 		}
 	}
 }
+
+// TestForeignLinkStays: a link that has an attachment's name and somebody else's mark is not ours to delete.
+func TestForeignLinkStays(t *testing.T) {
+	n := newNode(t)
+	p, err := n.tryAdd(newNS(t), "a", n.conf("1.1.0", dual), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.del(t)
+	n.sh(t, "ip link add "+p.host+" type veth peer name other")
+	defer n.sh(t, "ip link del "+p.host)
+	n.sh(t, "ip link set "+p.host+" alias somebody-else")
+	p.del(t)
+	if out := n.sh(t, "ip -o link"); !strings.Contains(out, p.host) {
+		t.Errorf("%s, which carries somebody else's mark, was deleted", p.host)
+	}
+}
+
+// TestSecondAdd: an ADD of what is attached is refused, and takes nothing from the attachment that is there.
+func TestSecondAdd(t *testing.T) {
+	n := newNode(t)
+	p := n.addPod(t, "a", dual)
+	before := n.census(t)
+	for _, space := range []*ns{p.ns, newNS(t)} { // of the same namespace, and of another
+		if _, err := n.tryAdd(space, "a", n.conf("1.1.0", dual), ""); err == nil {
+			t.Error("it was attached twice")
+		}
+		if after := n.census(t); after != before {
+			t.Errorf("before\n%s\nafter\n%s", before, after)
+		}
+		if out := p.sh(t, "ip -o addr show eth0"); !strings.Contains(out, p.v4+"/") {
+			t.Errorf("the attached pod has %s", out)
+		}
+	}
+}

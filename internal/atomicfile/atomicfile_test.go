@@ -69,3 +69,29 @@ func TestQuarantineKeepsAll(t *testing.T) {
 		t.Errorf("quarantine holds %v, %v", ents, err)
 	}
 }
+
+// TestReadersSeeOldOrNew: a file that was open before a write still has all of the old content, and the name all of
+// the new: never is anything written into what somebody reads.
+func TestReadersSeeOldOrNew(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rec")
+	if err := atomicfile.Write(file, []byte("the old content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close() //nolint:errcheck // read only
+	if err := atomicfile.Write(file, []byte("new"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	old := make([]byte, 64)
+	if n, _ := open.ReadAt(old, 0); string(old[:n]) != "the old content" {
+		t.Errorf("who had it open reads %q", old[:n])
+	}
+	b, err := os.ReadFile(file)
+	fi, serr := os.Stat(file)
+	if err != nil || serr != nil || string(b) != "new" || fi.Mode().Perm() != 0o640 {
+		t.Errorf("the file is %q, %v, %v", b, err, serr)
+	}
+}

@@ -70,6 +70,7 @@ func rules() []rule {
 		{path: "deviceplugin/internal/dra/core", own: append(leaves, "deviceplugin/internal/view"), ban: []string{osPkg, osExec, grpc, k8s}},
 		{path: "deviceplugin/internal/mps", own: leaves, foreign: []string{sys}, ban: []string{http, grpc}},
 		{path: "deviceplugin/internal/view", own: append(leaves, "deviceplugin/internal"), ban: []string{osPkg, osExec, http, grpc}},
+		{path: "deviceplugin/internal/kubenode", own: leaves, foreign: []string{"sigs.k8s.io/yaml"}, ban: []string{osExec, grpc, k8s}},
 		{path: "deviceplugin/internal/podresources", own: append(leaves, "proto/rpc", "deviceplugin/internal/view"), foreign: []string{grpc, "k8s.io/kubelet"}, ban: []string{osExec, http}},
 		{path: "deviceplugin/cmd", own: append(leaves, "proto", "deviceplugin/internal"), foreignIsFree: true, ban: []string{osExec}},
 

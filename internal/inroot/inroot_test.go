@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -64,8 +65,14 @@ func TestReadFileBounds(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.ReadFile("fifo", 100); err == nil {
-		t.Error("a fifo was read")
+	if b, err := r.ReadFile("fifo", 100); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a fifo was read: %q, %v", b, err)
+	}
+	if err := unix.Mknod(filepath.Join(dir, "null"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := r.ReadFile("null", 100); err == nil { // an empty file is what it would pass for
+		t.Errorf("a device was read: %q", b)
 	}
 }
 
@@ -87,5 +94,20 @@ func TestMkdirAll(t *testing.T) {
 	}
 	if _, _, err := r.Parent("/"); err == nil {
 		t.Error("the root has a parent")
+	}
+}
+
+// TestClosedOnExec: no descriptor of a container's files reaches a program that the opener starts.
+func TestClosedOnExec(t *testing.T) {
+	r, _ := root(t)
+	f, err := r.Open("etc/passwd", unix.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	for _, fd := range []int{r.Fd(), int(f.Fd())} {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("descriptor %d: flags %x, %v", fd, flags, err)
+		}
 	}
 }

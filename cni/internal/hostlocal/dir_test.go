@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func open(t testing.TB, dir, cache string) *Dir {
@@ -139,4 +141,48 @@ func FuzzDirectory(f *testing.F) {
 			t.Errorf("%s was given out twice", a)
 		}
 	})
+}
+
+// TestReleaseIsTheHoldersAlone: a DEL that comes late takes nothing from whoever has the address by then.
+func TestReleaseIsTheHoldersAlone(t *testing.T) {
+	d := open(t, t.TempDir(), t.TempDir())
+	a := take(t, d, set("10.0.0.0/29"), Holder{"a", "eth0"})
+	for _, h := range []Holder{{"b", "eth0"}, {"a", "eth1"}, {"", ""}} {
+		if err := d.Release(a, h); err != nil {
+			t.Error(err)
+		}
+		if mine, err := d.Holds(a, Holder{"a", "eth0"}); err != nil || !mine {
+			t.Fatalf("%v released the address of another, %v", h, err)
+		}
+	}
+	if ok, err := d.Claim(a, Holder{"b", "eth0"}); ok || err != nil {
+		t.Errorf("claimed: %v %v", ok, err)
+	}
+	if err := d.Release(a, Holder{"a", "eth0"}); err != nil {
+		t.Error(err)
+	}
+	if mine, err := d.Holds(a, Holder{"a", "eth0"}); err != nil || mine {
+		t.Errorf("its own holder: %v %v", mine, err)
+	}
+}
+
+// TestLocksOutUpstream: while the directory is open its lock is held, and whoever wants it waits, as upstream's
+// processes do.
+func TestLocksOutUpstream(t *testing.T) {
+	dir := t.TempDir()
+	d := open(t, dir, t.TempDir())
+	other, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()                                                                         //nolint:errcheck // read only
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK { //nolint:errorlint // an errno
+		t.Errorf("somebody else's lock: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Errorf("after the end: %v", err)
+	}
 }

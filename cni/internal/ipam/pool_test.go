@@ -2,6 +2,7 @@ package ipam_test
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -58,6 +59,41 @@ func TestOrderAndCooldown(t *testing.T) {
 	_ = p.Release(addr("10.0.0.5"), 400)
 	_ = p.Release(addr("10.0.1.5"), 400)
 	take(t, p, w, 430, "10.0.0.5")
+}
+
+// TestExact: an address that is asked for by name is had once, within the window, rested or not.
+func TestExact(t *testing.T) {
+	p := open(t, t.TempDir(), "10.0.0.0/29")
+	w := ipam.Window{Exclude: []netip.Prefix{netip.MustParsePrefix("10.0.0.4/32")}}
+	if err := p.TakeExact(w, addr("10.0.0.3")); err != nil {
+		t.Fatal(err)
+	}
+	for a, want := range map[string]errs.Class{"10.0.0.3": errs.AlreadyExists, "10.0.0.4": errs.InvalidArgument, "10.0.1.3": errs.InvalidArgument} {
+		if err := p.TakeExact(w, addr(a)); errs.Of(err) != want {
+			t.Errorf("%s: %v, want %v", a, err, want)
+		}
+	}
+	take(t, p, w, 100, "10.0.0.1")
+	take(t, p, w, 101, "10.0.0.2")
+	take(t, p, w, 102, "10.0.0.5")
+	if err := p.Release(addr("10.0.0.3"), 103); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.TakeExact(w, addr("10.0.0.3")); err != nil {
+		t.Errorf("one that rests: %v", err)
+	}
+}
+
+// TestTurn: an address comes back only when all others have had their turn, though it has rested long enough.
+func TestTurn(t *testing.T) {
+	p := open(t, t.TempDir(), "10.0.0.0/29")
+	var w ipam.Window
+	for i := range 12 {
+		take(t, p, w, ipam.Clock(1000*(i+1)), fmt.Sprintf("10.0.0.%d", 1+i%6))
+		if err := p.Release(addr(fmt.Sprintf("10.0.0.%d", 1+i%6)), ipam.Clock(1000*(i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func TestWindow(t *testing.T) {

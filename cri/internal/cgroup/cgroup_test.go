@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,9 +87,14 @@ func TestStartInsideAndKill(t *testing.T) {
 	if err := l.Kill(path); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Wait(); err == nil {
+	late := time.AfterFunc(5*time.Second, func() {
 		t.Error("survived the kill")
+		_ = cmd.Process.Kill()
+	})
+	if err := cmd.Wait(); err == nil {
+		t.Error("it ended well")
 	}
+	late.Stop()
 	if err := errors.Join(l.Kill(path+"-gone"), l.Remove(path+"-gone")); err != nil {
 		t.Errorf("absent group: %v", err)
 	}
@@ -141,6 +147,35 @@ func TestDeviceProgram(t *testing.T) {
 	for script, ok := range map[string]bool{
 		": >/dev/null": true, ": </dev/null": true, ": </dev/zero": true, ": >/dev/zero": false, ": </dev/full": false,
 	} {
+		cmd := exec.Command("sh", "-c", script)
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		if out, err := cmd.CombinedOutput(); (err == nil) != ok {
+			t.Errorf("%s: %v %s, want ok=%v", script, err, out, ok)
+		}
+	}
+}
+
+// TestDevicesAreDeniedByDefault: what no rule allows is denied, whether or not a rule says so first.
+func TestDevicesAreDeniedByDefault(t *testing.T) {
+	l, path := group(t)
+	only := []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(3)), Access: "rwm"}}
+	if dir := l.V1["devices"]; dir != "" {
+		if err := l.SetDevices(path, only); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(dir + path + "/devices.list"); err != nil || string(b) != "c 1:3 rwm\n" {
+			t.Errorf("devices.list: %q, %v", b, err)
+		}
+	}
+	if err := attachDevices(l.Unified+path, compileDevices(only)); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(l.Unified + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close() //nolint:errcheck // test
+	for script, ok := range map[string]bool{": >/dev/null": true, ": </dev/zero": false} {
 		cmd := exec.Command("sh", "-c", script)
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 		if out, err := cmd.CombinedOutput(); (err == nil) != ok {

@@ -85,7 +85,13 @@ func TestEveryByte(t *testing.T) {
 				t.Fatal(err)
 			}
 			j, damaged := open(t, dir)
-			have := len(content(t, j))
+			all := content(t, j)
+			have := len(all)
+			for k, v := range all {
+				if v != `"value"` {
+					t.Errorf("byte %d, cut %v: %s is %s", at, cut, k, v)
+				}
+			}
 			whole := bytes.Count(bad, []byte("\n")) - 1
 			if cut && have < whole || !cut && have < 4 {
 				t.Errorf("byte %d, cut %v: %d records are left", at, cut, have)

@@ -42,6 +42,8 @@ type daemon struct {
 	mps    *mps.Supervisor
 	debug  *debugServer
 	reload *reloader
+	// cluster is nil where the API server is not asked.
+	cluster *cluster
 	// labels is the feature file, podResources the kubelet's socket.
 	labels, podResources string
 }
@@ -156,11 +158,7 @@ func lockState(dir string) (*os.File, error) {
 }
 
 // build wires everything and starts nothing but the lock.
-func build(conf config.Config, o options, log *slog.Logger, level *slog.LevelVar) (*daemon, error) {
-	offer, err := conf.Offer(o.override)
-	if err != nil {
-		return nil, err
-	}
+func build(ctx context.Context, conf config.Config, o options, log *slog.Logger, level *slog.LevelVar) (*daemon, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, err
@@ -168,6 +166,10 @@ func build(conf config.Config, o options, log *slog.Logger, level *slog.LevelVar
 	d := &daemon{log: log}
 	if d.lock, err = lockState(conf.State); err != nil {
 		return nil, err
+	}
+	offer, err := d.offer(ctx, conf, o)
+	if err != nil {
+		return nil, errors.Join(err, d.lock.Close())
 	}
 	src, err := open(conf, o)
 	if err != nil {
@@ -200,7 +202,7 @@ func build(conf config.Config, o options, log *slog.Logger, level *slog.LevelVar
 	}, d.node, d.ledger)
 	d.labels, d.podResources = conf.Labels.File, or(conf.Kubelet.PodResources, filepath.Join(conf.Kubelet.Dir, "pod-resources/kubelet.sock"))
 	d.debug = &debugServer{socket: conf.DebugSocket, address: conf.Metrics, view: d.collect, claims: d.serveClaims}
-	d.reload = &reloader{o: o, level: level, log: log, node: d.node}
+	d.reload.o, d.reload.level, d.reload.log, d.reload.node = o, level, log, d.node
 	return d, nil
 }
 

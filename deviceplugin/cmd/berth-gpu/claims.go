@@ -24,6 +24,10 @@ func (d *daemon) serveClaims(mux *http.ServeMux) {
 			return
 		}
 		s, err := d.node.Await(r.Context())
+		// what containers have is asked anew: after our restart, or the kubelet's, the ledger may not know it yet
+		if lerr := d.look(r.Context()); lerr != nil {
+			d.log.Warn("a claim is judged by what was known", "error", lerr)
+		}
 		if err == nil {
 			err = d.claim(s, r.PathValue("uid"), ask.UUIDs)
 		}

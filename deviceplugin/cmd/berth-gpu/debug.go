@@ -89,17 +89,14 @@ func (d *debugServer) metrics(w http.ResponseWriter, r *http.Request) {
 	_ = d.view(r.Context()).Metrics(w) // as above
 }
 
-// holders asks the kubelet for devices of the resources that are served.
+// holders asks the kubelet who has GPUs.
 func (d *daemon) holders(ctx context.Context) ([]view.Holder, error) {
-	mine := map[string]bool{}
-	for _, r := range d.server.Status() {
-		mine[r.Resource] = true
-	}
-	return podresources.Client{Socket: d.podResources}.List(ctx, func(resource string) bool { return mine[resource] })
+	return podresources.Client{Socket: d.podResources}.List(ctx)
 }
 
 func (d *daemon) collect(ctx context.Context) view.View {
 	v := view.Collect(ctx, d.node, d.server.Status(), d.holders)
+	v.Override = d.reload.current()
 	v.Claims, v.Given = d.ledger.Claims(), d.ledger.Given()
 	return v
 }

@@ -16,26 +16,41 @@ import (
 	"github.com/berth-project/berth/internal/atomicfile"
 )
 
-// reconcileEvery is how often the ledger learns what containers gave back.
-const reconcileEvery = 30 * time.Second
+// How often the ledger learns what containers have: while there is something to come back, or the kubelet has not
+// been asked since our start, and otherwise.
+const (
+	reconcileSoon  = time.Second
+	reconcileEvery = 30 * time.Second
+)
 
 // reconcile keeps the ledger what the kubelet says. A kubelet that does not answer changes nothing.
 func (d *daemon) reconcile(ctx context.Context) error {
-	t := time.NewTicker(reconcileEvery)
+	t := time.NewTicker(reconcileSoon)
 	defer t.Stop()
+	var last time.Time // of an answer
 	for {
+		if time.Since(last) >= reconcileEvery || len(d.ledger.Given()) > 0 {
+			if err := d.look(ctx); err != nil {
+				d.log.Debug("the ledger is not reconciled", "error", err)
+			} else {
+				last = time.Now()
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 		}
-		held, err := d.holders(ctx)
-		if err != nil {
-			d.log.Debug("the ledger is not reconciled", "error", err)
-			continue
-		}
-		d.ledger.Reconcile(view.InUse(held))
 	}
+}
+
+// look asks the kubelet who has what, once.
+func (d *daemon) look(ctx context.Context) error {
+	held, err := d.holders(ctx)
+	if err == nil && d.ledger.Reconcile(view.InUse(held)) {
+		d.node.Poke()
+	}
+	return err
 }
 
 // supervisor is of the MPS daemons. A daemon that begins or ceases to serve starts a round.

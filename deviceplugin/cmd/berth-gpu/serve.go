@@ -28,7 +28,7 @@ func serve(ctx context.Context, o options) error {
 	if err := failpoint.Load(filepath.Join(conf.State, "failpoints")); err != nil {
 		return err
 	}
-	d, err := build(conf, o, log, level)
+	d, err := build(ctx, conf, o, log, level)
 	if err != nil {
 		return err
 	}
@@ -61,6 +61,8 @@ func (d *daemon) run(ctx context.Context) error {
 	part("configuration", d.reload.run)
 	part("ledger", d.reconcile)
 	part("labels", d.label)
+	part("cluster", func(ctx context.Context) error { return d.cluster.watch(ctx, d.reload.choose) })
+	part("node labels", d.labelNode)
 	part("mps", d.mps.Run)
 	part("sharing", d.share)
 	<-ctx.Done()

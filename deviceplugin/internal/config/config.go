@@ -1,5 +1,5 @@
 // Package config is berth-gpu's configuration: one TOML file, parsed strictly, with every default in one place. A
-// part of it may be overruled for one node by a named override.
+// part of it may be overruled for one node by a named override, which a label of the node may choose.
 package config
 
 import (
@@ -29,11 +29,12 @@ type Config struct {
 	CDI     CDI     `toml:"cdi"`
 	Health  Health  `toml:"health"`
 	Labels  Labels  `toml:"labels"`
+	Cluster Cluster `toml:"cluster"`
 
 	MIG       string     `toml:"mig_strategy" comment:"Without [[resources]]: none (whole GPUs), single (instances as nvidia.com/gpu) or mixed (nvidia.com/mig-1g.10gb)."`
 	Resources []Resource `toml:"resources" comment:"What is offered; the first that selects a device has it. Without any: by mig_strategy."`
-	// Overrides are chosen by --override.
-	Overrides map[string]Override `toml:"overrides" comment:"Named sets of mig_strategy and resources; a node takes one by --override."`
+	// Overrides are chosen by the node's label, or by --override.
+	Overrides map[string]Override `toml:"overrides" comment:"Named sets of mig_strategy and resources; a node takes one by its label (cluster.override_label) or --override."`
 }
 
 // Override replaces what a node offers.
@@ -84,6 +85,17 @@ type Health struct {
 type Labels struct {
 	File string `toml:"file" comment:"Feature file for node-feature-discovery; empty: none."`
 }
+
+// Cluster is what berth-gpu asks the API server for; with neither of the last two it asks nothing.
+type Cluster struct {
+	Node          string `toml:"node" comment:"This node's name in the API; empty: $NODE_NAME."`
+	Kubeconfig    string `toml:"kubeconfig" comment:"How to reach the API server; empty: as a pod does. The kubelet's own will do."`
+	OverrideLabel string `toml:"override_label" comment:"Label of the node whose value names one of the overrides, as nvidia.com/device-plugin.config; empty: none is watched."`
+	Labels        bool   `toml:"labels" comment:"Keep the feature labels on the node itself, for clusters without node-feature-discovery."`
+}
+
+// Asked says whether the API server is asked for anything.
+func (c Cluster) Asked() bool { return c.OverrideLabel != "" || c.Labels }
 
 // Resource is one rule.
 type Resource struct {

@@ -63,6 +63,9 @@ func TestRefusals(t *testing.T) {
 		"[[resources]]\nname = 'a.bc/c'\nselect = {uuid = ['[']}":                                             "no glob",
 		"[[resources]]\nname = 'a.bc/c'\nselect = {mig = ['*']}\nsharing = {strategy = 'mps', replicas = 2}":  "not offered on MIG",
 		"[[resources]]\nname = 'a.bc/c'\nsharing = {strategy = 'time-slicing', replicas = 2, memory_mib = 3}": "only mps",
+		"[cluster]\noverride_label = 'a b'":                                                                   "no label's key",
+		"[cluster]\nkubeconfig = 'a'":                                                                         "not an absolute path",
+		"[overrides.'a b']\nmig_strategy = 'none'":                                                            "no label can have this value",
 		"[overrides.x]\nmig_strategy = 'y'":                                                                   "overrides.x.mig_strategy",
 	} {
 		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {

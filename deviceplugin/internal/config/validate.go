@@ -47,6 +47,7 @@ func (c Config) Validate() error {
 		{"driver.sys", c.Driver.Sys},
 		{"cdi.dir", c.CDI.Dir},
 		{"labels.file", cmp.Or(c.Labels.File, "/")},
+		{"cluster.kubeconfig", cmp.Or(c.Cluster.Kubeconfig, "/")},
 	} {
 		if !filepath.IsAbs(p.path) {
 			r.bad(p.key, "%q is not an absolute path", p.path)
@@ -61,9 +62,15 @@ func (c Config) Validate() error {
 	for _, k := range c.Driver.Capabilities {
 		r.oneOf("driver.capabilities", k, capabilityNames()...)
 	}
+	if l := c.Cluster.OverrideLabel; l != "" && !labelForm.MatchString(l) {
+		r.bad("cluster.override_label", "%q is no label's key: want a name, or a domain, a slash and a name", l)
+	}
 	c.Health.validate(r)
 	validateOffer(r, "", c.MIG, c.Resources)
 	for name, o := range c.Overrides {
+		if !overrideForm.MatchString(name) {
+			r.bad("overrides."+name, "no label can have this value: letters, digits, ., - and _, at most 63")
+		}
 		validateOffer(r, "overrides."+name+".", cmp.Or(o.MIG, c.MIG), o.Resources)
 	}
 	if err := errors.Join(r.all...); err != nil {
@@ -93,6 +100,12 @@ func (h Health) validate(r *report) {
 
 // resourceForm is an extended resource's name: a domain that is not kubernetes.io, and a name.
 var resourceForm = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}/[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
+
+// labelForm is a label's key, overrideForm its value where it is not empty.
+var (
+	labelForm    = regexp.MustCompile(`^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
+	overrideForm = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
+)
 
 func validateOffer(r *report, prefix, mig string, rules []Resource) {
 	r.oneOf(prefix+"mig_strategy", mig, "none", "single", "mixed")

@@ -18,7 +18,9 @@ import (
 // Node is all GPUs of one machine, by index.
 type Node struct {
 	Driver Driver `json:"driver"`
-	GPUs   []GPU  `json:"gpus"`
+	// Machine is the firmware's name for the machine, "DGXH100"; empty if unknown.
+	Machine string `json:"machine,omitempty"`
+	GPUs    []GPU  `json:"gpus"`
 	// Links are the connections between pairs of GPUs; a pair that is not named is PathSystem.
 	Links []Link `json:"links,omitempty"`
 }
@@ -49,6 +51,8 @@ type GPU struct {
 	Compute string `json:"compute,omitempty"`
 	// NUMA is the node the GPU's bus belongs to, -1 if the machine does not say.
 	NUMA int `json:"numa"`
+	// Mode is "compute" for a board without a display controller (PCI class 0302), "graphics" for one with (0300).
+	Mode string `json:"mode,omitempty"`
 	// DRM are the names of its nodes below /dev/dri, "card1" and "renderD129".
 	DRM []string `json:"drm,omitempty"`
 	// MIG says that the GPU is in MIG mode: it then serves its instances only.
@@ -134,6 +138,7 @@ var (
 func (n *Node) Clean() []string {
 	var bad []string
 	n.Driver.Version, n.Driver.CUDA = Text(n.Driver.Version), Text(n.Driver.CUDA)
+	n.Machine = Text(n.Machine)
 	if !versionForm.MatchString(n.Driver.Version) {
 		if n.Driver.Version != "" {
 			bad = append(bad, fmt.Sprintf("driver version %q is none", n.Driver.Version))
@@ -184,6 +189,9 @@ func (g *GPU) clean(seen map[string]bool) (bad []string) {
 	}
 	if g.Compute != "" && !versionForm.MatchString(g.Compute) {
 		bad, g.Compute = append(bad, fmt.Sprintf("%s: compute capability %q is none", g.UUID, Text(g.Compute))), ""
+	}
+	if g.Mode != "compute" && g.Mode != "graphics" {
+		g.Mode = ""
 	}
 	g.DRM = slices.DeleteFunc(g.DRM, func(s string) bool { return !drmForm.MatchString(s) })
 	keep := g.Instances[:0]

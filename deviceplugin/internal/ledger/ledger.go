@@ -23,9 +23,20 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// settle is how long a device counts as given although PodResources does not show it yet: the kubelet calls
-// Allocate before it writes the pod down.
-const settle = time.Minute
+// How long a device counts as given although PodResources does not show it: settle for one that it has not shown
+// yet, because the kubelet calls Allocate before it writes the pod down; absent for one that it showed, because a
+// kubelet that has just started has not heard of all its pods.
+const (
+	settle = 15 * time.Second
+	absent = 5 * time.Second
+)
+
+// gift is a device that the device plugin gave away.
+type gift struct {
+	at   time.Time // when, the last time
+	seen bool      // in PodResources, since then
+	last time.Time // when it was there last
+}
 
 // Ledger is one node's.
 type Ledger struct {
@@ -33,13 +44,13 @@ type Ledger struct {
 	now  func() time.Time
 
 	mu     sync.Mutex
-	given  map[string]time.Time // UUID -> when the device plugin gave it last
-	claims map[string][]string  // claim UID -> UUIDs
+	given  map[string]gift     // by UUID
+	claims map[string][]string // claim UID -> UUIDs
 }
 
 // Open reads the claims in dir. A damaged file is an error: guessing would give a GPU away twice.
 func Open(dir string, now func() time.Time) (*Ledger, error) {
-	l := &Ledger{file: filepath.Join(dir, "claims.json"), now: now, given: map[string]time.Time{}, claims: map[string][]string{}}
+	l := &Ledger{file: filepath.Join(dir, "claims.json"), now: now, given: map[string]gift{}, claims: map[string][]string{}}
 	b, err := atomicfile.ReadSealed(l.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil
@@ -60,7 +71,7 @@ func (l *Ledger) Give(uuids []string) error {
 		}
 	}
 	for _, u := range uuids {
-		l.given[u] = l.now()
+		l.given[u] = gift{at: l.now()}
 	}
 	return nil
 }
@@ -104,20 +115,27 @@ func (l *Ledger) Claims() map[string][]string {
 	return maps.Clone(l.claims)
 }
 
-// Reconcile takes over what containers really have, as PodResources shows it.
-func (l *Ledger) Reconcile(inUse map[string]bool) {
+// Reconcile takes over what containers really have, as PodResources shows it, and says whether a device came back
+// or was found given.
+func (l *Ledger) Reconcile(inUse map[string]bool) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for u, at := range l.given {
-		if !inUse[u] && l.now().Sub(at) > settle {
-			delete(l.given, u)
-		}
-	}
+	now := l.now()
 	for u := range inUse {
-		if _, ok := l.given[u]; !ok {
-			l.given[u] = l.now()
+		g, ok := l.given[u]
+		if !ok {
+			g.at, changed = now, true
+		}
+		g.seen, g.last = true, now
+		l.given[u] = g
+	}
+	for u, g := range l.given {
+		if g.seen && now.Sub(g.last) > absent || !g.seen && now.Sub(g.at) > settle {
+			delete(l.given, u)
+			changed = true
 		}
 	}
+	return changed
 }
 
 // Given lists what containers have through the device plugin.

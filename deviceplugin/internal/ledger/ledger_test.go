@@ -40,9 +40,24 @@ func TestBothSides(t *testing.T) {
 	l.Reconcile(map[string]bool{"a": true})
 	refused(l.Claim("c2", []string{"b"})) // it may be on its way into a pod
 	now = now.Add(2 * settle)
-	l.Reconcile(map[string]bool{"a": true})
+	if !l.Reconcile(map[string]bool{"a": true}) {
+		t.Error("a device that came back is no change")
+	}
 	ok(l.Claim("c2", []string{"b"}))
 	refused(l.Claim("c3", []string{"a"}))
+	now = now.Add(absent)
+	if l.Reconcile(nil) {
+		t.Error("a change")
+	}
+	refused(l.Claim("c3", []string{"a"})) // the kubelet may have just started
+	l.Reconcile(map[string]bool{"a": true})
+	now = now.Add(absent)
+	l.Reconcile(nil)
+	refused(l.Claim("c3", []string{"a"})) // it was shown in between
+	now = now.Add(time.Second)
+	l.Reconcile(nil)
+	ok(l.Claim("c3", []string{"a"})) // well before settle: it was seen, and is gone
+	ok(l.Release("c3"))
 
 	l, err = Open(dir, clock) // a restart
 	ok(err)

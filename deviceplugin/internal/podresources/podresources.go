@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -21,8 +22,9 @@ type Client struct{ Socket string }
 // callLimit is how long the kubelet may take.
 const callLimit = 2 * time.Second
 
-// List gives every device that a container has, of the resources that mine accepts.
-func (c Client) List(ctx context.Context, mine func(resource string) bool) ([]view.Holder, error) {
+// List gives every GPU and every MIG instance that a container has, under whatever resource's name and by whosever
+// plugin: what was given under a name that is no longer offered is given all the same.
+func (c Client) List(ctx context.Context) ([]view.Holder, error) {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	conn, err := grpc.NewClient("unix://"+c.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -43,10 +45,10 @@ func (c Client) List(ctx context.Context, mine func(resource string) bool) ([]vi
 	for _, p := range list.GetPodResources() {
 		for _, c := range p.GetContainers() {
 			for _, d := range c.GetDevices() {
-				if !mine(d.GetResourceName()) {
-					continue
-				}
 				for _, id := range d.GetDeviceIds() {
+					if !strings.HasPrefix(id, "GPU-") && !strings.HasPrefix(id, "MIG-") {
+						continue
+					}
 					all = append(all, view.Holder{Namespace: p.GetNamespace(), Pod: p.GetName(), Container: c.GetName(), Resource: d.GetResourceName(), ID: id})
 				}
 			}

@@ -1,6 +1,7 @@
 package view
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
@@ -60,34 +61,76 @@ func Labels(n *inventory.Node, p policy.Plan, strategy policy.MIGStrategy) map[s
 	}
 	g := n.GPUs[0]
 	set("gpu.present", "true")
-	for prefix, v := range map[string]string{"cuda.driver-version": n.Driver.Version, "cuda.runtime-version": n.Driver.CUDA} {
-		parts := append(strings.Split(v, "."), "", "")
-		if v == "" {
-			continue
-		}
-		set(prefix+".full", v)
-		set(prefix+".major", parts[0])
-		set(prefix+".minor", parts[1])
-		set(prefix+".revision", parts[2])
-	}
+	version(set, n.Driver.Version, "cuda.driver-version", "cuda.driver")
+	version(set, n.Driver.CUDA, "cuda.runtime-version", "cuda.runtime")
+	set("gpu.machine", n.Machine)
+	set("gpu.mode", g.Mode)
 	major, minor, _ := strings.Cut(g.Compute, ".")
 	set("gpu.compute.major", major)
 	set("gpu.compute.minor", minor)
 	set("gpu.family", family(g.Compute))
 	set("gpu.count", strconv.Itoa(len(n.GPUs)))
-	set("gpu.product", g.Product)
 	if g.Memory > 0 {
 		set("gpu.memory", strconv.FormatUint(g.Memory>>20, 10))
 	}
 	set("mig.capable", strconv.FormatBool(g.MIG || major == "8" && minor == "0" || major == "9" || major == "10"))
 	set("mig.strategy", string(strategy))
-	sharing(p, set)
+	product := g.Product
+	if strategy == policy.MIGSingle {
+		product += single(n, p, set)
+	}
+	set("gpu.product", product+sharing(p, set))
 	profiles(n, set)
 	return out
 }
 
-// sharing describes the first resource of whole GPUs.
-func sharing(p policy.Plan, set func(key, value string)) {
+// setter sets one label below nvidia.com/, if its value is not empty.
+type setter func(key, value string)
+
+// version sets a version's labels, and those under the names that they had before.
+func version(set setter, v, name, old string) {
+	parts := append(strings.Split(v, "."), "", "")
+	set(name+".full", v)
+	for i, part := range []string{"major", "minor", "revision"} {
+		set(name+"."+part, parts[i])
+		if old == "cuda.driver" || i < 2 {
+			set(old+"."+strings.Replace(part, "revision", "rev", 1), parts[i])
+		}
+	}
+}
+
+// single describes the instances that are offered in the GPUs' place, and returns what the product's name gets.
+func single(n *inventory.Node, p policy.Plan, set setter) string {
+	for _, g := range n.GPUs {
+		if g.MIG && len(g.Instances) > 0 && len(p.Resources) > 0 {
+			in := g.Instances[0]
+			seen := map[string]bool{}
+			for _, d := range p.Resources[0].Devices {
+				seen[d.UUID] = true
+			}
+			set("gpu.count", strconv.Itoa(len(seen)))
+			instance(set, "gpu", in)
+			return "-MIG-" + strings.ReplaceAll(in.Profile, "+", ".")
+		}
+	}
+	return ""
+}
+
+// slicesIn are the parts of a profile: "2c.3g.40gb" is two compute slices of a GPU instance of three, "3g.40gb" all.
+var slicesIn = regexp.MustCompile(`^(?:([0-9])c\.)?([0-9])g\.`)
+
+func instance(set setter, name string, in inventory.Instance) {
+	if in.Memory > 0 {
+		set(name+".memory", strconv.FormatUint(in.Memory>>20, 10))
+	}
+	if m := slicesIn.FindStringSubmatch(in.Profile); m != nil {
+		set(name+".slices.gi", m[2])
+		set(name+".slices.ci", cmp.Or(m[1], m[2]))
+	}
+}
+
+// sharing describes the first resource of whole GPUs, and returns what the product's name gets.
+func sharing(p policy.Plan, set setter) string {
 	for _, r := range p.Resources {
 		if len(r.Rule.MIG) > 0 || len(r.Devices) == 0 {
 			continue
@@ -95,25 +138,28 @@ func sharing(p policy.Plan, set func(key, value string)) {
 		kind := map[policy.Sharing]string{policy.Exclusive: "none", policy.TimeSlicing: "time-slicing", policy.MPS: "mps"}[r.Rule.Sharing]
 		set("gpu.sharing-strategy", kind)
 		set("gpu.replicas", strconv.Itoa(max(r.Rule.Replicas, 1)))
-		return
+		set("mps.capable", strconv.FormatBool(r.Rule.Sharing == policy.MPS))
+		if r.Rule.Sharing != policy.Exclusive && !strings.HasSuffix(r.Rule.Name, ".shared") {
+			return "-SHARED"
+		}
+		return ""
 	}
+	return ""
 }
 
 // profiles counts the instances of each kind.
-func profiles(n *inventory.Node, set func(key, value string)) {
-	count, memory := map[string]int{}, map[string]uint64{}
+func profiles(n *inventory.Node, set setter) {
+	count := map[string]int{}
 	for _, g := range n.GPUs {
 		for _, in := range g.Instances {
-			name := strings.ReplaceAll(in.Profile, "+", ".")
+			name := "mig-" + strings.ReplaceAll(in.Profile, "+", ".")
 			count[name]++
-			memory[name] = in.Memory
+			instance(set, name, in)
+			set(name+".product", g.Product+"-MIG-"+strings.ReplaceAll(in.Profile, "+", "."))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(count)) {
-		set("mig-"+name+".count", strconv.Itoa(count[name]))
-		if memory[name] > 0 {
-			set("mig-"+name+".memory", strconv.FormatUint(memory[name]>>20, 10))
-		}
+	for name, c := range count {
+		set(name+".count", strconv.Itoa(c))
 	}
 }
 

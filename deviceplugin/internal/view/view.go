@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -55,6 +56,7 @@ type View struct {
 	GPUs      []GPU               `json:"gpus"`
 	Offers    []Offer             `json:"offers"`
 	Unserved  []string            `json:"unserved,omitempty"`
+	Override  string              `json:"override,omitempty"` // of the configuration, by the node's label or the flag
 	Problems  []string            `json:"problems,omitempty"`
 	Claims    map[string][]string `json:"claims,omitempty"`    // what resource claims hold, by claim
 	Given     []string            `json:"given,omitempty"`     // what the device plugin has given away
@@ -110,15 +112,18 @@ func Collect(ctx context.Context, n *node.Node, regs []server.Registration, hold
 func (v View) Table(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(t, "driver %s, CUDA %s, asked through %s\n\n", cmp.Or(v.Driver.Version, "unknown"), cmp.Or(v.Driver.CUDA, "unknown"), v.Source)
+	if v.Override != "" {
+		fmt.Fprintf(t, "override %s\n\n", v.Override)
+	}
 	fmt.Fprintln(t, "GPU\tUUID\tPRODUCT\tMEMORY\tUSED\tHEALTH\tHELD BY\tPROCESSES")
 	for _, g := range v.GPUs {
 		used := "-"
 		if g.Sample != nil && g.Sample.MemoryUsed > 0 {
 			used = mib(g.Sample.MemoryUsed)
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Index, g.UUID, g.Product, mib(g.Memory), used, cmp.Or(string(g.Health.Phase), "Unknown"), g.heldBy(g.UUID), pids(g.Processes))
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Index, g.UUID, g.Product, mib(g.Memory), used, cmp.Or(string(g.Health.Phase), "Unknown"), v.heldBy(g, g.UUID), pids(g.Processes))
 		for _, in := range g.Instances {
-			fmt.Fprintf(t, "  %d/%d\t%s\tMIG %s\t%s\t\t\t%s\t\n", in.GI, in.CI, in.UUID, in.Profile, mib(in.Memory), g.heldBy(in.UUID))
+			fmt.Fprintf(t, "  %d/%d\t%s\tMIG %s\t%s\t\t\t%s\t\n", in.GI, in.CI, in.UUID, in.Profile, mib(in.Memory), v.heldBy(g, in.UUID))
 		}
 		if g.Reason != "" {
 			fmt.Fprintf(t, "\t%s\n", g.Reason)
@@ -146,8 +151,14 @@ func (v View) Table(w io.Writer) error {
 	return t.Flush()
 }
 
-func (g GPU) heldBy(uuid string) string {
+// heldBy lists the containers that have a device through the device plugin, and the resource claim that has it.
+func (v View) heldBy(g GPU, uuid string) string {
 	var all []string
+	for _, claim := range slices.Sorted(maps.Keys(v.Claims)) {
+		if slices.Contains(v.Claims[claim], uuid) {
+			all = append(all, "claim:"+claim)
+		}
+	}
 	for _, h := range g.Holders {
 		if id, _, _ := strings.Cut(h.ID, "::"); id == uuid {
 			all = append(all, h.Namespace+"/"+h.Pod+"/"+h.Container)

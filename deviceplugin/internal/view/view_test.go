@@ -19,6 +19,7 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/discovery/fake"
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
+	"github.com/berth-project/berth/deviceplugin/internal/inventory"
 	"github.com/berth-project/berth/deviceplugin/internal/node"
 	"github.com/berth-project/berth/deviceplugin/internal/policy"
 	"github.com/berth-project/berth/deviceplugin/internal/server"
@@ -79,6 +80,8 @@ func TestGolden(t *testing.T) {
 	v, s := collected(t, held)
 	v.GPUs[1].Health = health.State{Phase: health.Sick, Conditions: map[string]string{"lost": "it does not answer on its bus"}, XIDs: map[int]int{79: 1, 31: 4}}
 	v.GPUs[1].Reason = "lost: it does not answer on its bus"
+	v.Override = "shared"
+	v.Claims = map[string][]string{"7d0b3c4e-0000-4000-8000-00000000c1a1": {"MIG-be27f000-0000-4000-8000-000002000000"}}
 	v.Problems = nil // the paths of a temporary directory
 	var table, metrics bytes.Buffer
 	if err := errors.Join(v.Table(&table), v.Metrics(&metrics)); err != nil {
@@ -107,12 +110,31 @@ func TestLabelsOfSharing(t *testing.T) {
 	_, s := collected(t, held)
 	plan := policy.Compile(s.Inventory, policy.Policy{Rules: []policy.Rule{{Name: "nvidia.com/gpu", Sharing: policy.TimeSlicing, Replicas: 4, Spread: alloc.Spread}}}, nil)
 	l := Labels(s.Inventory, plan, policy.MIGNone)
+	if l["nvidia.com/gpu.product"] != "NVIDIA-H100-80GB-HBM3-SHARED" || l["nvidia.com/mps.capable"] != "false" {
+		t.Error(l)
+	}
 	if l["nvidia.com/gpu.sharing-strategy"] != "time-slicing" || l["nvidia.com/gpu.replicas"] != "4" {
 		t.Error(l)
 	}
 	for _, text := range []string{"", "a b/c", "NVIDIA\x00H100", strings.Repeat("x-", 60), "---"} {
 		if v := labelValue(text); len(v) > 63 || strings.Trim(v, "-_.") != v || strings.ContainsAny(v, " /\x00") {
 			t.Errorf("%q became %q", text, v)
+		}
+	}
+}
+
+// TestLabelsOfSingle: instances in the GPUs' place are described in the GPUs' labels, as feature discovery does it.
+func TestLabelsOfSingle(t *testing.T) {
+	n := &inventory.Node{Machine: "DGX\tH100", GPUs: []inventory.GPU{{UUID: "GPU-1", Product: "NVIDIA H100", Memory: 80 << 30, Mode: "compute", MIG: true, Instances: []inventory.Instance{
+		{UUID: "MIG-1", Profile: "2c.3g.40gb", Memory: 40 << 30}, {UUID: "MIG-2", Profile: "2c.3g.40gb", Memory: 40 << 30},
+	}}}}
+	l := Labels(n, policy.Compile(n, policy.Policy{MIG: policy.MIGSingle}, nil), policy.MIGSingle)
+	for key, want := range map[string]string{
+		"gpu.product": "NVIDIA-H100-MIG-2c.3g.40gb", "gpu.count": "2", "gpu.memory": "40960", "gpu.slices.gi": "3", "gpu.slices.ci": "2",
+		"gpu.machine": "DGX-H100", "gpu.mode": "compute", "mig.strategy": "single", "mig-2c.3g.40gb.count": "2",
+	} {
+		if l["nvidia.com/"+key] != want {
+			t.Errorf("%s=%q, want %q", key, l["nvidia.com/"+key], want)
 		}
 	}
 }

@@ -148,6 +148,12 @@ func TestFullDisk(t *testing.T) {
 	if !strings.Contains(last[0], "bytes of output are missing here: ") || !strings.HasSuffix(last[1], " stdout F after") {
 		t.Errorf("the log ends with %q", last)
 	}
+	// the record that the full disk cut short ends before the confession begins
+	if at, said, _ := strings.Cut(last[0], " "); !strings.HasPrefix(said, "stderr F [berth: about ") {
+		t.Errorf("half a record stands before the confession: %q", last[0])
+	} else if _, err := time.Parse(time.RFC3339Nano, at); err != nil {
+		t.Errorf("the confession: %v", err)
+	}
 	if l.Dropped() != 0 {
 		t.Error("still dropped after the confession")
 	}

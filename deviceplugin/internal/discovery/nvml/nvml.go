@@ -67,7 +67,7 @@ func (s *Source) Name() string { return "nvml" }
 // Inventory implements discovery.Source. A GPU whose identity cannot be read is left out; one that fails later is
 // listed with what is known.
 func (s *Source) Inventory(context.Context) (*inventory.Node, error) {
-	n := &inventory.Node{}
+	n := &inventory.Node{Machine: s.files.Machine()}
 	var r lib.Return
 	if n.Driver.Version, r = s.lib.SystemGetDriverVersion(); r != lib.SUCCESS {
 		return nil, failure("nvmlSystemGetDriverVersion", r)

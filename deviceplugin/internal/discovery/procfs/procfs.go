@@ -45,7 +45,7 @@ func (s *Source) nvidia(more ...string) string {
 
 // Inventory implements discovery.Source. A driver that is not loaded is Unavailable.
 func (s *Source) Inventory(context.Context) (*inventory.Node, error) {
-	n := &inventory.Node{}
+	n := &inventory.Node{Machine: s.Machine()}
 	b, err := os.ReadFile(s.nvidia("version"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errs.Unavailable.Errorf("%s is not there: the NVIDIA kernel module is not loaded", s.nvidia("version"))
@@ -83,6 +83,15 @@ func (s *Source) Inventory(context.Context) (*inventory.Node, error) {
 	}
 	s.link(n)
 	return n, nil
+}
+
+// Machine is the firmware's name for the machine (SMBIOS type 1), or "".
+func (s *Source) Machine() string {
+	b, err := os.ReadFile(filepath.Join(s.Sys, "class/dmi/id/product_name"))
+	if err != nil {
+		return "" // a machine without SMBIOS
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // Caps reads the minors of MIG capabilities; none where the driver has no MIG.
@@ -142,6 +151,9 @@ func (s *Source) Place(g *inventory.GPU) {
 		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
 			g.NUMA = n
 		}
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "class")); err == nil {
+		g.Mode = map[string]string{"0x030200": "compute", "0x030000": "graphics"}[strings.TrimSpace(string(b))]
 	}
 	drm, err := os.ReadDir(filepath.Join(dir, "drm"))
 	if err != nil {

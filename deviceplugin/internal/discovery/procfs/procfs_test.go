@@ -60,6 +60,8 @@ func twoGPUs() map[string]string {
 		"sys/devices/pci0000:3a/0000:3a:00.0/0000:3b:00.0/config":           "\xde\x10\x30\x23rest",
 		"sys/devices/pci0000:3a/0000:3a:00.0/0000:3c:00.0/config":           "\xff\xff\xff\xff",
 		"sys/devices/pci0000:3a/0000:3a:00.0/0000:3b:00.0/numa_node":        "1\n",
+		"sys/devices/pci0000:3a/0000:3a:00.0/0000:3b:00.0/class":            "0x030200\n",
+		"sys/class/dmi/id/product_name":                                     "PowerEdge XE9680\n",
 		"sys/devices/pci0000:3a/0000:3a:00.0/0000:3b:00.0/drm/card1/x":      "",
 		"sys/devices/pci0000:3a/0000:3a:00.0/0000:3b:00.0/drm/renderD128/x": "",
 	}
@@ -68,6 +70,9 @@ func twoGPUs() map[string]string {
 func TestInventory(t *testing.T) {
 	s := root(t, twoGPUs())
 	n, err := s.Inventory(context.Background())
+	if err == nil && (n.Machine != "PowerEdge XE9680" || n.GPUs[0].Mode != "compute" || n.GPUs[1].Mode != "") {
+		t.Errorf("machine %q, GPUs %+v", n.Machine, n.GPUs)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
