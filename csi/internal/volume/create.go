@@ -169,16 +169,16 @@ func (m *Manager) place(r CreateRequest) (*Pool, origin, error) {
 		name = cmpOr(name, s.Pool)
 	}
 	if name == "" {
-		for _, p := range m.pools {
-			if p.Default {
-				return p, from, nil
-			}
+		if name = m.defaultLocked(); name == "" {
+			return nil, from, errs.InvalidArgument.Errorf("parameters: no pool is named and none is the default; say pool: one of %s", strings.Join(slices.Sorted(maps.Keys(m.pools)), ", "))
 		}
-		return nil, from, errs.InvalidArgument.Errorf("parameters: no pool is named and none is the default; say pool: one of %s", strings.Join(slices.Sorted(maps.Keys(m.pools)), ", "))
 	}
-	p, ok := m.pools[name]
-	if !ok {
+	if _, ok := m.pools[name]; !ok {
 		return nil, from, errs.InvalidArgument.Errorf("parameters.pool: %q does not exist on this node; it has %s", name, strings.Join(slices.Sorted(maps.Keys(m.pools)), ", "))
+	}
+	p, err := m.poolLocked(name)
+	if err != nil {
+		return nil, from, err
 	}
 	if source := cmpOr(from.volume.Pool, from.snapshot.Pool); source != "" && source != p.Name {
 		return nil, from, errs.InvalidArgument.Errorf("parameters.pool: %q, but the volume_content_source is in pool %q: use that", p.Name, source)

@@ -73,6 +73,12 @@ func (m *Manager) reconcileVolume(ctx context.Context, v Volume) error {
 	if err := reconcileStep.Hit(); err != nil {
 		return err
 	}
+	m.mu.Lock() // as it is now, since nobody else has it
+	v, there := m.volumes[v.ID]
+	m.mu.Unlock()
+	if !there {
+		return nil
+	}
 	p, err := m.pool(v.Pool)
 	if err != nil {
 		return err
@@ -179,6 +185,8 @@ func (m *Manager) thaw(ctx context.Context, p *Pool, volume string) error {
 func (m *Manager) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
+	look := time.NewTicker(lookForPools)
+	defer look.Stop()
 	m.Purge()
 	for {
 		select {
@@ -186,12 +194,17 @@ func (m *Manager) Run(ctx context.Context) error {
 			return nil
 		case <-m.trash:
 			for _, p := range m.Pools() {
+				if p.Backend == nil {
+					continue
+				}
 				left, err := p.Backend.Purge(ctx)
 				if err != nil && ctx.Err() == nil {
 					m.log.Warn("erasing what was removed", "pool", p.Name, "left", left, "error", err)
 				}
 				m.changed(p.Name)
 			}
+		case <-look.C:
+			m.reopen(ctx)
 		case <-tick.C:
 			m.retry(ctx)
 			m.Purge()
@@ -232,6 +245,10 @@ func (m *Manager) Orphans(ctx context.Context) ([]Orphan, error) {
 	var found []Orphan
 	var failed error
 	for _, p := range m.Pools() {
+		if p.Backend == nil {
+			failed = errors.Join(failed, p.Missing)
+			continue
+		}
 		volumes, snapshots, err := p.Backend.Inventory(ctx)
 		if err != nil {
 			failed = errors.Join(failed, err)
