@@ -136,6 +136,13 @@ func (c *crash) life() {
 	data := []byte(strings.Repeat("a's own bytes ", 100_000))
 	c.ok(write(p+"/file", data))
 	c.expand(a, p)
+	c.try(func() error {
+		_, err := c.ControllerModifyVolume(c.ctx(), &csi.ControllerModifyVolumeRequest{VolumeId: a, MutableParameters: tuning(c.kind, true)})
+		return err
+	})
+	if !tuned(t, c.lab, a, p, true) {
+		t.Errorf("%s: the volume is not as it was modified", c.point)
+	}
 	if c.kind.name == "loop" { // only at rest
 		c.detach(a)
 	}

@@ -131,7 +131,7 @@ func (x *test) sh(pod, command string) (string, error) {
 }
 
 // TestStatefulSet: a claim becomes a volume where the scheduler placed the pod; the pod writes to its limit and is
-// stopped there, and a neighbour notices nothing; the volume grows while it is used; a snapshot, what is restored of it
+// stopped there, and a neighbour notices nothing; the volume grows and changes its class while it is used; a snapshot, what is restored of it
 // and a clone have its bytes; when all is deleted nothing is left.
 func TestStatefulSet(t *testing.T) {
 	for _, class := range []string{"btrfs", "xfs", "ext4"} {
@@ -161,6 +161,7 @@ func (x *test) life(class string) {
 			x.Errorf("400 MiB after growing to 600: %v, %s", err, out)
 		}
 	}
+	x.modify("data-db-0", class)
 	x.snapshot("before", "data-db-0")
 	_, err = x.sh("db-0", "dd if=/dev/urandom of=/data/file bs=1M count=16 conv=notrunc,fsync")
 	x.ok(err)

@@ -85,9 +85,14 @@ func suite(ctx context.Context, b Backend, tools, dir, out string) (Result, erro
 	if err := os.WriteFile(dir+"/params.yaml", []byte(params), 0o600); err != nil {
 		return Result{}, err
 	}
+	tuning := map[string]string{"btrfs": "compression: zstd\n", "loop": "readAheadKiB: 512\n"}[b.Kind]
+	if err := os.WriteFile(dir+"/tuning.yaml", []byte(tuning), 0o600); err != nil {
+		return Result{}, err
+	}
 	report := filepath.Join(out, name(b)+".json")
 	cmd := exec.CommandContext(ctx, filepath.Join(tools, "csi-sanity"), "-csi.endpoint", "unix://"+dir+"/csi.sock",
 		"-csi.stagingdir", dir+"/kubelet/staging", "-csi.mountdir", dir+"/kubelet/mount", "-csi.testvolumeparameters", dir+"/params.yaml",
+		"-csi.testvolumemutableparameters", dir+"/tuning.yaml",
 		"-csi.testvolumesize", "1073741824", "-csi.testvolumeexpandsize", "2147483648", "-ginkgo.no-color", "-ginkgo.json-report", report)
 	text, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {

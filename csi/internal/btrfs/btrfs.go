@@ -204,6 +204,11 @@ func (b *Backend) build(d *pool.Dir, v volume.Spec) error {
 	if err := makeSubvolume(building, v.ID, source, v.Number, false); err != nil {
 		return err
 	}
+	if len(v.Tuning) > 0 {
+		if err := b.tuneNew(d, v); err != nil {
+			return err
+		}
+	}
 	return afterSubvolume.Hit()
 }
 

@@ -33,6 +33,7 @@ type Driver interface {
 	CreateVolume(context.Context, *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error)
 	DeleteVolume(context.Context, *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error)
 	ControllerExpandVolume(context.Context, *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error)
+	ControllerModifyVolume(context.Context, *csi.ControllerModifyVolumeRequest) (*csi.ControllerModifyVolumeResponse, error)
 	ControllerGetVolume(context.Context, *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error)
 	CreateSnapshot(context.Context, *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error)
 	DeleteSnapshot(context.Context, *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error)
@@ -54,15 +55,16 @@ type Config struct {
 
 // Loops is what runs. Use [New].
 type Loops struct {
-	conf    Config
-	driver  Driver
-	client  kubernetes.Interface
-	dynamic dynamic.Interface // for the snapshot API, whose types are not Kubernetes' own
-	objects informers.SharedInformerFactory
-	events  events.EventRecorder
-	resizes workqueue.TypedRateLimitingInterface[string]
-	changed chan struct{}
-	missing map[string]time.Time // since when a volume has had no PersistentVolume
+	conf     Config
+	driver   Driver
+	client   kubernetes.Interface
+	dynamic  dynamic.Interface // for the snapshot API, whose types are not Kubernetes' own
+	objects  informers.SharedInformerFactory
+	events   events.EventRecorder
+	resizes  workqueue.TypedRateLimitingInterface[string]
+	modifies workqueue.TypedRateLimitingInterface[string]
+	changed  chan struct{}
+	missing  map[string]time.Time // since when a volume has had no PersistentVolume
 }
 
 // New makes the loops; nothing is started, the API server need not be there.
@@ -90,7 +92,7 @@ func New(conf Config, d Driver) (*Loops, error) {
 	return &Loops{
 		conf: conf, driver: d, client: client, dynamic: untyped, objects: informers.NewSharedInformerFactory(client, 0),
 		changed: make(chan struct{}, 1), missing: map[string]time.Time{},
-		resizes: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, time.Minute)),
+		resizes: workqueue.NewTypedRateLimitingQueue(backoff()), modifies: workqueue.NewTypedRateLimitingQueue(backoff()),
 	}, nil
 }
 
@@ -113,7 +115,7 @@ func (l *Loops) Run(ctx context.Context) error {
 	claims := l.objects.Core().V1().PersistentVolumeClaims().Informer()
 	volumes := l.objects.Core().V1().PersistentVolumes().Informer()
 	classes := l.objects.Storage().V1().StorageClasses().Informer()
-	if err := errors.Join(l.watchResizes(claims), l.watchClasses(classes)); err != nil {
+	if err := errors.Join(l.watchClaims(claims), l.watchClasses(classes)); err != nil {
 		return err
 	}
 	l.objects.StartWithContext(ctx)
@@ -136,10 +138,12 @@ func (l *Loops) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { p.Run(ctx) })
-	wg.Go(func() { l.resizeLoop(ctx) })
+	wg.Go(func() { l.work(ctx, "expanding", l.resizes, l.resize) })
+	wg.Go(func() { l.work(ctx, "modifying", l.modifies, l.modify) })
 	wg.Go(func() { l.snapshots(ctx) })
 	l.capacityLoop(ctx)
 	l.resizes.ShutDown()
+	l.modifies.ShutDown()
 	return nil
 }
 

@@ -60,7 +60,7 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 			PersistentVolumeReclaimPolicy: *o.StorageClass.ReclaimPolicy,
 			AccessModes:                   o.PVC.Spec.AccessModes, MountOptions: o.StorageClass.MountOptions, VolumeMode: mode,
 			Capacity:     corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(v.GetCapacityBytes(), resource.BinarySI)},
-			NodeAffinity: p.affinity(),
+			NodeAffinity: p.affinity(), VolumeAttributesClassName: o.PVC.Spec.VolumeAttributesClassName,
 			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
 				Driver: p.conf.Name, VolumeHandle: v.GetVolumeId(), FSType: fs, VolumeAttributes: v.GetVolumeContext(),
 			}},
@@ -131,6 +131,11 @@ func (p *provisioner) request(ctx context.Context, o controller.ProvisionOptions
 		req.VolumeCapabilities = append(req.VolumeCapabilities, c)
 	}
 	var err error
+	if class := deref(o.PVC.Spec.VolumeAttributesClassName); class != "" {
+		if req.MutableParameters, err = (*Loops)(p).attributes(ctx, class); err != nil {
+			return nil, err
+		}
+	}
 	req.VolumeContentSource, err = (*Loops)(p).source(ctx, o.PVC)
 	return req, err
 }

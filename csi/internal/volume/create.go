@@ -28,6 +28,7 @@ type CreateRequest struct {
 	Block           bool
 	FSType          string
 	Params, Owner   map[string]string
+	Mutable         map[string]string // of a VolumeAttributesClass
 	Source          Source
 	Inline          bool
 }
@@ -198,7 +199,7 @@ func design(p *Pool, r CreateRequest, from origin) (Volume, error) {
 	t := p.Backend.Traits()
 	v := Volume{
 		Name: r.Name, Pool: p.Name, Phase: Creating, Block: r.Block, FSType: r.FSType, Thin: p.Overcommit > 1,
-		Params: r.Params, Source: r.Source, Owner: r.Owner, Inline: r.Inline,
+		Params: r.Params, Source: r.Source, Owner: r.Owner, Inline: r.Inline, Mutable: r.Mutable,
 	}
 	if r.Inline && !p.Inline {
 		return v, errs.InvalidArgument.Errorf("pool %s does not take inline volumes: set pools.%s.ephemeral, or use a claim", p.Name, p.Name)
@@ -231,6 +232,9 @@ func design(p *Pool, r CreateRequest, from origin) (Volume, error) {
 			return v, errs.InvalidArgument.Errorf("fs_type: %q, pool %s (%s) has %s", v.FSType, p.Name, p.Kind, strings.Join(t.FSTypes, ", "))
 		}
 		least = max(least, minSize(v.FSType))
+	}
+	if err := p.Backend.CheckTuning(v.spec()); err != nil {
+		return v, err
 	}
 	var err error
 	v.Capacity, err = size(r, least)

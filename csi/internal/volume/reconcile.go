@@ -104,7 +104,17 @@ func (m *Manager) reconcileVolume(ctx context.Context, v Volume) error {
 			v.Capacity = v.Growing
 		}
 		v.Growing = 0
-		return m.keep(v, true)
+		if err := m.keep(v, true); err != nil {
+			return err
+		}
+	case v.Tuning:
+		if err := p.Backend.Tune(ctx, m.spec(v)); err != nil {
+			return err
+		}
+		v.Tuning = false
+		if err := m.keep(v, true); err != nil {
+			return err
+		}
 	}
 	if v.Node != nil && v.Node.Boot != m.conf.Boot { // the mounts ended with that boot
 		for _, path := range append(v.Targets(), v.Node.Staging) {
@@ -215,7 +225,7 @@ func (m *Manager) Run(ctx context.Context) error {
 // retry is Reconcile for what is not under way by a caller.
 func (m *Manager) retry(ctx context.Context) {
 	for _, v := range m.all() {
-		if v.Phase == Ready && v.Growing == 0 {
+		if v.Phase == Ready && v.Growing == 0 && !v.Tuning {
 			continue
 		}
 		if err := m.reconcileVolume(ctx, v); err != nil && errs.Of(err) != errs.Aborted {
