@@ -14,6 +14,7 @@ import (
 	"github.com/berth-project/berth/csi/internal/btrfs"
 	"github.com/berth-project/berth/csi/internal/cluster"
 	"github.com/berth-project/berth/csi/internal/config"
+	"github.com/berth-project/berth/csi/internal/dir"
 	"github.com/berth-project/berth/csi/internal/driver"
 	"github.com/berth-project/berth/csi/internal/journal"
 	"github.com/berth-project/berth/csi/internal/loop"
@@ -155,8 +156,11 @@ func (d *daemon) open(name string, c config.Pool) (volume.Backend, error) {
 			return nil, err
 		}
 	}
-	if c.Backend == "btrfs" {
+	switch c.Backend {
+	case "btrfs":
 		return btrfs.New(p)
+	case "dir":
+		return dir.New(p)
 	}
 	return loop.New(p) // validated: there is no other
 }

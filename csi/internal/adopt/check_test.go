@@ -39,7 +39,9 @@ func TestDirectory(t *testing.T) {
 		{"any node", func(s *corev1.PersistentVolumeSpec) { s.NodeAffinity = nil }, ""},
 		{"up and out", func(s *corev1.PersistentVolumeSpec) { s.HostPath.Path = "/opt/../etc" }, ""},
 		{"the whole host", func(s *corev1.PersistentVolumeSpec) { s.HostPath.Path = "/" }, ""},
-		{"shared", func(s *corev1.PersistentVolumeSpec) { s.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany} }, ""},
+		{"shared", func(s *corev1.PersistentVolumeSpec) {
+			s.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
+		}, ""},
 		{"raw block", func(s *corev1.PersistentVolumeSpec) { s.VolumeMode = new(corev1.PersistentVolumeBlock) }, ""},
 		{"no size", func(s *corev1.PersistentVolumeSpec) { s.Capacity = nil }, ""},
 		{"another driver's", func(s *corev1.PersistentVolumeSpec) {

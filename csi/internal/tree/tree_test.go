@@ -136,3 +136,43 @@ func TestCanceled(t *testing.T) {
 		t.Errorf("went on: %v", err)
 	}
 }
+
+// TestEmpty: all goes, however it is nested, marked and linked; what a link names stays.
+func TestEmpty(t *testing.T) {
+	trash, outside := plant(t), t.TempDir()
+	must(t, os.WriteFile(outside+"/kept", nil, 0o600), os.Symlink(outside, trash+"/out"))
+	deep, err := os.Open(trash)
+	must(t, err)
+	for range 3000 { // deeper than a path may be long, and than files may be open
+		must(t, unix.Mkdirat(int(deep.Fd()), "d", 0o755))
+		next, err := open(deep, "d", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		must(t, err, deep.Close())
+		deep = next
+	}
+	must(t, deep.Close())
+	for _, name := range []string{"/dir/file", "/dir"} {
+		f, err := os.Open(trash + name)
+		must(t, err)
+		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		must(t, err, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|immutable), f.Close())
+	}
+	left, err := Empty(t.Context(), dir2(t, trash))
+	if err != nil || left != 0 {
+		t.Errorf("%d left, %v", left, err)
+	}
+	names, err := os.ReadDir(trash)
+	if err != nil || len(names) > 0 {
+		t.Errorf("left: %v, %v", names, err)
+	}
+	if _, err := os.Stat(outside + "/kept"); err != nil {
+		t.Error(err)
+	}
+}
+
+// dir2 is dir for who closes it.
+func dir2(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	must(t, err)
+	return f
+}
