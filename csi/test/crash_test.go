@@ -27,10 +27,11 @@ func points(t *testing.T) []string {
 // armed is how a point is reached: most by a life, some only when something else fails first.
 func armed(point string, k kind) (env string, reachable bool) {
 	switch {
-	case strings.HasPrefix(point, "csi.loop.") && k.backend != "loop", strings.HasPrefix(point, "csi.btrfs.") && k.backend != "btrfs":
+	case strings.HasPrefix(point, "csi.loop.") && k.backend != "loop", strings.HasPrefix(point, "csi.btrfs.") && k.backend != "btrfs",
+		strings.HasPrefix(point, "csi.dir.") && k.backend != "dir", strings.HasPrefix(point, "csi.modify.") && k.backend == "dir":
 		return "", false
-	case point == "csi.loop.after_freeze" && k.fs == "", point == "csi.node_expand.after_grow" && k.backend == "btrfs":
-		return "", false // nothing is frozen without reflinks; btrfs needs no growing on the node
+	case point == "csi.loop.after_freeze" && k.fs == "", point == "csi.node_expand.after_grow" && k.backend != "loop":
+		return "", false // nothing is frozen without reflinks; a limit needs no growing on the node
 	case point == "csi.create.undo":
 		return "csi.create.after_ensure=1*error(full);" + point + "=1*kill", true
 	case point == "csi.reconcile.step":
@@ -143,7 +144,7 @@ func (c *crash) life() {
 	if !tuned(t, c.lab, a, p, true) {
 		t.Errorf("%s: the volume is not as it was modified", c.point)
 	}
-	if c.kind.name == "loop" { // only at rest
+	if c.kind.atRest() { // only at rest
 		c.detach(a)
 	}
 	var snap string
@@ -152,7 +153,7 @@ func (c *crash) life() {
 		snap = r.GetSnapshot().GetSnapshotId()
 		return err
 	})
-	if c.kind.name == "loop" {
+	if c.kind.atRest() {
 		p = c.attach(a)
 	}
 	c.ok(write(p+"/file", []byte("later")))

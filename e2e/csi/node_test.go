@@ -125,7 +125,7 @@ func makePools(lab *harness.Lab) error {
 func unmountPools(lab *harness.Lab) error {
 	_ = harness.StopByPidFile(filepath.Join(lab.Logs(), "kubelet.pid")) // harness.Stop says what is wrong
 	var all []error
-	for _, name := range append([]string{"berth-csi", "snapshot-controller"}, sidecars()...) {
+	for _, name := range append([]string{"berth-csi", "berth-csi-gone", "snapshot-controller"}, sidecars()...) {
 		all = append(all, harness.StopByPidFile(filepath.Join(lab.Logs(), name+".pid")))
 	}
 	for fs := range pools() {

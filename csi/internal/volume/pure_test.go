@@ -14,6 +14,13 @@ type shelf struct {
 	traits Traits
 }
 
+func (shelf) CheckTuning(v Spec) error {
+	if len(v.Tuning) > 0 {
+		return errs.InvalidArgument.Errorf("mutable_parameters")
+	}
+	return nil
+}
+
 func (s shelf) Traits() Traits { return s.traits }
 
 func loopPool() *Pool {
