@@ -140,6 +140,7 @@ type lab struct {
 	csi.ControllerClient
 	csi.NodeClient
 	csi.GroupControllerClient
+	csi.SnapshotMetadataClient
 }
 
 var labs atomic.Int32
@@ -225,6 +226,7 @@ func (l *lab) start(fail string) bool {
 		l.conn, err = grpc.NewClient("unix://"+l.dir+"/csi.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
 		l.ok(err)
 		l.ControllerClient, l.NodeClient, l.GroupControllerClient = csi.NewControllerClient(l.conn), csi.NewNodeClient(l.conn), csi.NewGroupControllerClient(l.conn)
+		l.SnapshotMetadataClient = csi.NewSnapshotMetadataClient(l.conn)
 	}
 	for range 1000 {
 		if c, err := net.Dial("unix", l.dir+"/csi.sock"); err == nil {

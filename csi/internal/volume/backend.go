@@ -140,6 +140,9 @@ type Snapshots interface {
 	Snapshot(ctx context.Context, all []SnapshotSpec) error
 	// RemoveSnapshot takes a snapshot out of sight.
 	RemoveSnapshot(ctx context.Context, id string) error
+	// Changed are the ranges of a snapshot's device that hold data, or, if a base of the same volume is named, that may
+	// differ from it; in order, without overlap. FailedPrecondition: it is not known here.
+	Changed(ctx context.Context, base, target string) ([]Range, error)
 	// Thaw undoes what a Snapshot that was killed may have left frozen.
 	Thaw(ctx context.Context, mounted *os.File) error
 }
