@@ -121,9 +121,13 @@ func (b *Backend) probe() (err error) {
 
 // Traits implements volume.Store.
 func (b *Backend) Traits() volume.Traits {
+	least := map[string]int64{}
+	for _, t := range b.fstypes {
+		least[t] = mkfs.MinSize(t)
+	}
 	return volume.Traits{
 		Block: true, FSTypes: slices.Clone(b.fstypes), MinSize: 1 << 20, Granularity: loopdev.BlockSize,
-		LiveSnapshots: b.can(), LiveGroups: b.can(), NodeGrows: true,
+		LiveSnapshots: b.can(), LiveGroups: b.can(), NodeGrows: true, MinOf: least,
 	}
 }
 

@@ -49,6 +49,8 @@ type Traits struct {
 	FSTypes []string
 	// MinSize and Granularity of a volume, in bytes; the capacity is what was asked for, storage is rounded up.
 	MinSize, Granularity int64
+	// MinOf is the least size of a volume by its file system, where the backend makes one.
+	MinOf map[string]int64
 	// LiveSnapshots: a volume in use can be snapshotted.
 	LiveSnapshots bool
 	// LiveGroups: several volumes in use can be snapshotted at one moment.

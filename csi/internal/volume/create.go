@@ -231,7 +231,7 @@ func design(p *Pool, r CreateRequest, from origin) (Volume, error) {
 		if !slices.Contains(t.FSTypes, v.FSType) {
 			return v, errs.InvalidArgument.Errorf("fs_type: %q, pool %s (%s) has %s", v.FSType, p.Name, p.Kind, strings.Join(t.FSTypes, ", "))
 		}
-		least = max(least, minSize(v.FSType))
+		least = max(least, t.MinOf[v.FSType])
 	}
 	if err := p.Backend.CheckTuning(v.spec()); err != nil {
 		return v, err
@@ -246,17 +246,6 @@ func kindName(block bool, fstype string) string {
 		return "raw block"
 	}
 	return "a file system of type " + fstype
-}
-
-// minSize is the least size of a file system, in bytes: mkfs.xfs refuses less, ext4 has no room for its journal.
-func minSize(fstype string) int64 {
-	switch fstype {
-	case "xfs":
-		return 300 << 20
-	case "ext4":
-		return 8 << 20
-	}
-	return 0
 }
 
 // size is the capacity of a new volume: what is required, or the least there is, within the limit.
