@@ -77,7 +77,7 @@ func rules() []rule {
 		{path: "cri/internal/stats", own: append(leaves, "cri/internal/pod", "cri/internal/network", "cri/internal/cgroup"), foreignIsFree: true, ban: []string{grpc, osExec, http}},
 		{
 			path: "cri/internal/pod",
-			own: append(leaves, "proto/shim", "cri/internal/spec", "cri/internal/shims", "cri/internal/cgroup",
+			own: append(leaves, "proto/shim", "cri/internal/spec", "cri/internal/shims", "cri/internal/cgroup", "cri/internal/systemd",
 				"cri/internal/network", "cri/internal/image", "cri/internal/rootfs", "cri/internal/apparmor", "cri/internal/cdi", "cri/internal/ldcache"),
 			foreignIsFree: true, ban: []string{grpc, osExec, http},
 		},
@@ -88,6 +88,7 @@ func rules() []rule {
 		},
 		{path: "cri/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
 		adapter("cri/internal/cgroup"),
+		{path: "cri/internal/systemd", own: append(slices.Clone(leaves), "cri/internal/cgroup"), foreign: []string{sys, "github.com/godbus/dbus"}, ban: []string{grpc, criAPI, http}},
 		{path: "cri/internal/apparmor", own: append(leaves, "proto/errs"), ban: []string{grpc, http}},
 		adapter("cri/internal/cdi"),
 		{path: "cri/internal/ldcache", ban: []string{osPkg, osExec, http, grpc}},
@@ -125,7 +126,7 @@ func rules() []rule {
 			foreign: []string{sys}, ban: []string{http, osExec},
 		},
 
-		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup"), foreign: []string{sys}, ban: []string{http}},
+		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup", "cri/internal/systemd"), foreign: []string{sys}, ban: []string{http}},
 	}...)
 }
 
