@@ -17,8 +17,14 @@ import (
 const node = `/bin/ip link add uplink type bridge && /bin/ip link set uplink up && /bin/ip address add 192.0.2.1/24 dev uplink &&
 /bin/ip route add default via 192.0.2.254 && exec "$@"`
 
-// suite runs a test binary of this module in a guest.
+// suite runs a test binary of this module in a guest whose process 1 is nothing but the binary's parent.
 func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Result {
+	t.Helper()
+	return suiteOn(t, false, pkg, limit, args...)
+}
+
+// suiteOn runs a test binary of this module in a guest, with or without systemd.
+func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args ...string) *vm.Result {
 	t.Helper()
 	cache, bin, tools := os.Getenv("BERTH_VM"), os.Getenv("BERTH_BIN"), os.Getenv("BERTH_TOOLS")
 	if cache == "" {
@@ -47,6 +53,10 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 		Env:     []string{"BERTH_BIN=/berth/bin", "BERTH_TOOLS=/berth/tools", "BERTH_GUEST=1", "BERTH_KEEP=/vm/out"},
 		Output:  os.Stderr,
 	}
+	if systemd {
+		m.Systemd = true
+		m.Env = append(m.Env, "BERTH_CGROUP_DRIVER=systemd")
+	}
 	for _, dir := range []string{"/etc/apparmor", "/etc/apparmor.d", "/usr/share/apparmor-features"} { // what profiles include
 		m.Files[dir] = dir
 	}
@@ -71,6 +81,11 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 // TestCritest is the conformance suite on cgroup v2 with the cgroupfs driver, AppArmor's specs included.
 func TestCritest(t *testing.T) {
 	suite(t, "./critest", 40*time.Minute, "-test.run", "TestSuite")
+}
+
+// TestCritestSystemd is the conformance suite with the systemd driver, in a guest whose process 1 is systemd.
+func TestCritestSystemd(t *testing.T) {
+	suiteOn(t, true, "./critest", 40*time.Minute, "-test.run", "TestSuite")
 }
 
 // TestAppArmor asks containers what the runtime's own AppArmor profile lets them do.

@@ -56,7 +56,7 @@ func runPod(ctx context.Context, n *machine, name string) (*sandbox, error) {
 			Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "torture", Uid: name, Attempt: attempt},
 			LogDirectory: filepath.Join(n.lab.PodLogs(), name),
 			Linux: &cri.LinuxPodSandboxConfig{
-				CgroupParent:    n.lab.Own + "/pods/" + name,
+				CgroupParent:    n.lab.PodParent(name),
 				SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}},
 			},
 		}}
@@ -191,7 +191,7 @@ func (p *sandbox) remove(ctx context.Context) error {
 		return err
 	})
 	if p.name != "" { // the pod's cgroup and its logs are the kubelet's
-		err = errors.Join(err, os.RemoveAll(p.config.GetLogDirectory()), rmGroup(p.config.GetLinux().GetCgroupParent()))
+		err = errors.Join(err, os.RemoveAll(p.config.GetLogDirectory()), p.n.lab.RemovePodParent(p.name))
 	}
 	return err
 }

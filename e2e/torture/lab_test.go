@@ -172,7 +172,7 @@ func (n *machine) census() census.Census {
 	c := census.Take(n.lab.Dir, n.lab.Run).Of("berth-" + n.lab.Name)
 	for kind, all := range c {
 		for name := range all {
-			if strings.Contains(name, "/shims/") || strings.Contains(name, n.lab.Own+"/shim-") || strings.Contains(name, "/logs/") || strings.Contains(name, session) ||
+			if strings.Contains(name, "/shims/") || strings.Contains(name, n.lab.ShimPrefix()) || strings.Contains(name, "/logs/") || strings.Contains(name, session) ||
 				kind == "process" && strings.Contains(name, "/berth-cri ") {
 				delete(all, name)
 			}
@@ -183,7 +183,7 @@ func (n *machine) census() census.Census {
 
 // shims are the pids of the lab's supervisors. A child between fork and exec has its supervisor's name, and is none.
 func (n *machine) shims() (pids []int) {
-	all, err := harness.CgroupPids(n.lab.Own)
+	all, err := harness.CgroupPids(n.lab.Group())
 	if err != nil {
 		return nil
 	}

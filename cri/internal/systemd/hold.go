@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/internal/failpoint"
 )
 
 // hold is the group below a scope in which its holder sleeps: a group with controllers for its children may have no
@@ -45,6 +47,13 @@ func (m *Manager) Ensure(ctx context.Context, s Scope) error {
 	return nil
 }
 
+var (
+	failStarter = failpoint.New("systemd.after_starter")
+	failScope   = failpoint.New("systemd.after_scope")
+	failHolder  = failpoint.New("systemd.after_holder")
+	failKilled  = failpoint.New("systemd.after_kill")
+)
+
 func (m *Manager) ensure(ctx context.Context, s Scope, group string) error {
 	image, err := holder()
 	if err != nil {
@@ -57,7 +66,10 @@ func (m *Manager) ensure(ctx context.Context, s Scope, group string) error {
 			return err
 		}
 		defer starter.end()
-		if err := m.start(ctx, s, starter.pid(), group); err != nil {
+		if err := failStarter.Hit(); err != nil {
+			return err
+		}
+		if err := errors.Join(m.start(ctx, s, starter.pid(), group), failScope.Hit()); err != nil {
 			return err
 		}
 	}
@@ -74,7 +86,7 @@ func (m *Manager) ensure(ctx context.Context, s Scope, group string) error {
 		return err
 	}
 	go func() { _ = held.cmd.Wait() }() //nolint:gocritic // reaps; it outlives the daemon
-	return nil
+	return failHolder.Hit()
 }
 
 // populated says whether there is a process in a group or below it.

@@ -152,7 +152,7 @@ func (m *Manager) Remove(ctx context.Context, s Scope) error {
 	lock := m.lock(s.Unit)
 	lock.Lock()
 	defer lock.Unlock()
-	if err := m.groups.Kill(group); err != nil {
+	if err := errors.Join(m.groups.Kill(group), failKilled.Hit()); err != nil {
 		return fmt.Errorf("scope %s: %w", s.Unit, err)
 	}
 	begin := time.Now()
