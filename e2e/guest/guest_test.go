@@ -56,6 +56,7 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 	if systemd {
 		m.Systemd = true
 		m.Env = append(m.Env, "BERTH_CGROUP_DRIVER=systemd")
+		m.Files["/etc/systemd/system/berth-cri.service"] = "../../deploy/systemd/berth-cri.service"
 	}
 	for _, dir := range []string{"/etc/apparmor", "/etc/apparmor.d", "/usr/share/apparmor-features"} { // what profiles include
 		m.Files[dir] = dir
@@ -86,6 +87,16 @@ func TestCritest(t *testing.T) {
 // TestCritestSystemd is the conformance suite with the systemd driver, in a guest whose process 1 is systemd.
 func TestCritestSystemd(t *testing.T) {
 	suiteOn(t, true, "./critest", 40*time.Minute, "-test.run", "TestSuite")
+}
+
+// TestSystemd runs the daemon as the unit that nodes have, and does to systemd and to the unit what administrators do.
+func TestSystemd(t *testing.T) {
+	suiteOn(t, true, "./sysd", 20*time.Minute)
+}
+
+// TestFailpointsSystemd lets the daemon die at each step of a pod's life, those of making and ending its scope too.
+func TestFailpointsSystemd(t *testing.T) {
+	suiteOn(t, true, "./torture", 30*time.Minute, "-test.run", "TestFailpoints|TestSecondDaemon")
 }
 
 // TestAppArmor asks containers what the runtime's own AppArmor profile lets them do.
