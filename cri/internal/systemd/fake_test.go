@@ -118,7 +118,9 @@ func (f *fake) serve(address string) {
 type properties struct{}
 
 // Get answers for the one property that is asked for.
-func (properties) Get(string, string) (dbus.Variant, *dbus.Error) { return dbus.MakeVariant("fake"), nil }
+func (properties) Get(string, string) (dbus.Variant, *dbus.Error) {
+	return dbus.MakeVariant("fake"), nil
+}
 
 // StartTransientUnit is systemd's.
 func (f *fake) StartTransientUnit(unit, _ string, props []property, _ []aux) (dbus.ObjectPath, *dbus.Error) {

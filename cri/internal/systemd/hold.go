@@ -59,7 +59,7 @@ func (m *Manager) ensure(ctx context.Context, s Scope, group string) error {
 	if err != nil {
 		return err
 	}
-	defer image.Close() //nolint:errcheck // a memfd
+	defer image.Close()      //nolint:errcheck // a memfd
 	if !m.populated(group) { // else its holder was killed, but containers run in it
 		starter, err := run(image, s.Description, -1, false)
 		if err != nil {
