@@ -45,13 +45,16 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 	defer cancel()
 	m := vm.Machine{
 		Cache: cache, Work: work, MemoryMB: 3072, DiskMB: 3000, CPUs: 2,
-		Programs: []string{"ip", "nft", "bash", "ldd", "apparmor_parser", "sudo=env", "ipcmk", "ipcrm", tools + "/busybox-sh"},
+		Programs: []string{"ip", "nft", "bash", "ldd", "apparmor_parser", "sudo=env", "ipcmk", "ipcrm", tools + "/busybox-sh", tools + "/runc"},
 		Files: map[string]string{
-			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh",
+			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh", "/berth/tools/runc": tools + "/runc",
 		},
 		Command: append([]string{"/bin/busybox", "sh", "-c", node, "node", "/vm/suite.test", "-test.v", "-test.timeout", limit.String()}, args...),
 		Env:     []string{"BERTH_BIN=/berth/bin", "BERTH_TOOLS=/berth/tools", "BERTH_GUEST=1", "BERTH_KEEP=/vm/out"},
 		Output:  os.Stderr,
+	}
+	if golden := filepath.Join("..", pkg, "testdata"); exists(golden) {
+		m.Files["/vm/testdata"] = golden
 	}
 	if systemd {
 		m.Systemd = true
@@ -77,6 +80,16 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 		}
 	}
 	return r
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// TestPrivileges holds the table of security contexts against runc where every capability can be handed on, on cgroup v2.
+func TestPrivileges(t *testing.T) {
+	suite(t, "./privilege", 20*time.Minute)
 }
 
 // TestCritest is the conformance suite on cgroup v2 with the cgroupfs driver, AppArmor's specs included.
