@@ -228,7 +228,7 @@ func (n node) try(t *testing.T, r row, handler string) (init, exec view, err err
 	ns := sandbox.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	sc := &cri.LinuxContainerSecurityContext{
 		NamespaceOptions: ns, Apparmor: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}, // one table for nodes with and without it: see package lsm
-		Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
+		Seccomp:       &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
 		MaskedPaths:   []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
 		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 	}
