@@ -20,6 +20,7 @@ import (
 
 	"github.com/berth-project/berth/e2e/census"
 	"github.com/berth-project/berth/e2e/harness"
+	"github.com/berth-project/berth/e2e/killpoint"
 )
 
 const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
@@ -28,6 +29,7 @@ const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 var node *machine
 
 func TestMain(m *testing.M) {
+	killpoint.Child()
 	flag.Parse()
 	lab, err := harness.FromEnv("torture")
 	if err != nil {
