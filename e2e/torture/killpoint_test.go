@@ -296,10 +296,13 @@ func sweep(t *testing.T, g target, serial int) bool {
 		evict(t)
 	default:
 	}
-	before := t.Failed()
-	node.clean(t)
-	if t.Failed() && !before {
-		t.Errorf("that was %v", g)
+	if left := node.leftovers(); len(left) > 0 { // the next one is to be judged by itself
+		total.add(leaks, len(left))
+		t.Errorf("%v leaves:\n  %s", g, strings.Join(left, "\n  "))
+		evict(t)
+		if err := node.restart(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return met
 }

@@ -237,10 +237,17 @@ func (n *machine) descriptors() map[string]int {
 	return all
 }
 
-// clean fails the test unless the node is as it was before all pods. It may take a moment: namespaces die late.
+// clean fails the test unless the node is as it was before all pods.
 func (n *machine) clean(t *testing.T) {
 	t.Helper()
-	var left []string
+	if left := n.leftovers(); len(left) > 0 {
+		total.add(leaks, len(left))
+		t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+	}
+}
+
+// leftovers are what is on the node and was not before all pods. It may take a moment: namespaces die late.
+func (n *machine) leftovers() (left []string) {
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		left = n.baseline.Diff(n.census())
 		for sort, c := range n.descriptors() {
@@ -249,9 +256,8 @@ func (n *machine) clean(t *testing.T) {
 			}
 		}
 		if len(left) == 0 {
-			return
+			return nil
 		}
 	}
-	total.add(leaks, len(left))
-	t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+	return left
 }
