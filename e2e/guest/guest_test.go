@@ -107,9 +107,10 @@ func TestSystemd(t *testing.T) {
 	suiteOn(t, true, "./sysd", 20*time.Minute)
 }
 
-// TestFailpointsSystemd lets the daemon die at each step of a pod's life, those of making and ending its scope too.
-func TestFailpointsSystemd(t *testing.T) {
-	suiteOn(t, true, "./torture", 30*time.Minute, "-test.run", "TestFailpoints|TestSecondDaemon")
+// TestTortureSystemd lets the daemon die at each step of a pod's life, those of making and ending its scope too, and kills it and
+// its shims at random and before a sample of their system calls.
+func TestTortureSystemd(t *testing.T) {
+	suiteOn(t, true, "./torture", 30*time.Minute, "-test.run", "TestFailpoints|TestTortureDaemon|TestTortureShim|TestStorm|TestKilledAtEachCall")
 }
 
 // TestAppArmor asks containers what the runtime's own AppArmor profile lets them do.

@@ -67,6 +67,14 @@ func (l *Lab) PodParent(name string) string {
 	return path.Join(l.Own, "pods", name)
 }
 
+// PodGroup is the cgroup of the parent that PodParent names.
+func (l *Lab) PodGroup(name string) string {
+	if l.Systemd() {
+		return slicePath(l.PodParent(name))
+	}
+	return l.PodParent(name)
+}
+
 // RemovePodParent removes the group that PodParent named, as a kubelet does; without a name those of all pods.
 func (l *Lab) RemovePodParent(name string) error {
 	if !l.Systemd() {

@@ -60,9 +60,9 @@ func frozen(t *testing.T) (dir string, freeze, thaw func()) {
 // group is a container's cgroup.
 func (p *sandbox) group(id string) string {
 	if node.lab.Systemd() {
-		return node.lab.Group() + "/" + strings.TrimSuffix(strings.TrimPrefix(node.lab.Own, "/"), "/") + "-pods.slice/" + p.config.GetLinux().GetCgroupParent() + "/cri-berth-" + p.id + ".scope/" + id
+		return node.lab.PodGroup(p.name) + "/cri-berth-" + p.id + ".scope/" + id
 	}
-	return p.config.GetLinux().GetCgroupParent() + "/" + id
+	return node.lab.PodGroup(p.name) + "/" + id
 }
 
 // sleepsForGood says whether a process sleeps uninterruptibly.

@@ -185,7 +185,7 @@ func settle(ctx context.Context, n *machine, l *ledger, count int) (all []*resid
 
 // process is the container's first process: the oldest in its group.
 func (r *resident) process() (string, error) {
-	pids, err := harness.CgroupPids(r.p.config.GetLinux().GetCgroupParent())
+	pids, err := harness.CgroupPids(r.p.group(r.id))
 	if err != nil {
 		return "", err
 	}
