@@ -19,7 +19,7 @@ PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni cni/cmd/bert
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
 RUN_PACKAGES := busybox-static nftables iptables iproute2 procps util-linux gcc libc6-dev
 VM_PACKAGES  := qemu-system-x86 kmod apparmor e2fsprogs
-PACKAGES := $(RUN_PACKAGES) iputils-ping conntrack strace libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr ethtool
+PACKAGES := $(RUN_PACKAGES) iputils-ping conntrack dbus-daemon strace libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr ethtool
 
 export GOFLAGS := -mod=readonly
 
@@ -100,7 +100,7 @@ test-vm: ## Boot a virtual machine with Debian's 6.12 kernel and ask it who it i
 	cd e2e && BERTH_VM=$(CURDIR)/.cache/vm $(GO) test -count=1 -v ./vm
 
 .PHONY: conformance-vm
-conformance-vm: setup build tools ## critest in a virtual machine: pure cgroup v2, AppArmor. Slow: the processor is emulated
+conformance-vm: setup build tools ## critest in a virtual machine: pure cgroup v2, cgroupfs and systemd, AppArmor. Slow: the processor is emulated
 	@./e2e/setup.sh $(VM_PACKAGES)
 	@mkdir -p .cache/vm
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_VM=$(CURDIR)/.cache/vm $(GO) test -count=1 -v -timeout 60m ./guest

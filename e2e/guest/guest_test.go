@@ -17,8 +17,14 @@ import (
 const node = `/bin/ip link add uplink type bridge && /bin/ip link set uplink up && /bin/ip address add 192.0.2.1/24 dev uplink &&
 /bin/ip route add default via 192.0.2.254 && exec "$@"`
 
-// suite runs a test binary of this module in a guest.
+// suite runs a test binary of this module in a guest whose process 1 is nothing but the binary's parent.
 func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Result {
+	t.Helper()
+	return suiteOn(t, false, pkg, limit, args...)
+}
+
+// suiteOn runs a test binary of this module in a guest, with or without systemd.
+func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args ...string) *vm.Result {
 	t.Helper()
 	cache, bin, tools := os.Getenv("BERTH_VM"), os.Getenv("BERTH_BIN"), os.Getenv("BERTH_TOOLS")
 	if cache == "" {
@@ -39,13 +45,21 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 	defer cancel()
 	m := vm.Machine{
 		Cache: cache, Work: work, MemoryMB: 3072, DiskMB: 3000, CPUs: 2,
-		Programs: []string{"ip", "nft", "bash", "ldd", "apparmor_parser", "sudo=env", "ipcmk", "ipcrm", tools + "/busybox-sh"},
+		Programs: []string{"ip", "nft", "bash", "ldd", "apparmor_parser", "sudo=env", "ipcmk", "ipcrm", tools + "/busybox-sh", tools + "/runc"},
 		Files: map[string]string{
-			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh",
+			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh", "/berth/tools/runc": tools + "/runc",
 		},
 		Command: append([]string{"/bin/busybox", "sh", "-c", node, "node", "/vm/suite.test", "-test.v", "-test.timeout", limit.String()}, args...),
 		Env:     []string{"BERTH_BIN=/berth/bin", "BERTH_TOOLS=/berth/tools", "BERTH_GUEST=1", "BERTH_KEEP=/vm/out"},
 		Output:  os.Stderr,
+	}
+	if golden := filepath.Join("..", pkg, "testdata"); exists(golden) {
+		m.Files["/vm/testdata"] = golden
+	}
+	if systemd {
+		m.Systemd = true
+		m.Env = append(m.Env, "BERTH_CGROUP_DRIVER=systemd")
+		m.Files["/etc/systemd/system/berth-cri.service"] = "../../deploy/systemd/berth-cri.service"
 	}
 	for _, dir := range []string{"/etc/apparmor", "/etc/apparmor.d", "/usr/share/apparmor-features"} { // what profiles include
 		m.Files[dir] = dir
@@ -68,9 +82,35 @@ func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Re
 	return r
 }
 
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// TestPrivileges holds the table of security contexts against runc where every capability can be handed on, on cgroup v2.
+func TestPrivileges(t *testing.T) {
+	suite(t, "./privilege", 20*time.Minute)
+}
+
 // TestCritest is the conformance suite on cgroup v2 with the cgroupfs driver, AppArmor's specs included.
 func TestCritest(t *testing.T) {
 	suite(t, "./critest", 40*time.Minute, "-test.run", "TestSuite")
+}
+
+// TestCritestSystemd is the conformance suite with the systemd driver, in a guest whose process 1 is systemd.
+func TestCritestSystemd(t *testing.T) {
+	suiteOn(t, true, "./critest", 40*time.Minute, "-test.run", "TestSuite")
+}
+
+// TestSystemd runs the daemon as the unit that nodes have, and does to systemd and to the unit what administrators do.
+func TestSystemd(t *testing.T) {
+	suiteOn(t, true, "./sysd", 20*time.Minute)
+}
+
+// TestTortureSystemd lets the daemon die at each step of a pod's life, those of making and ending its scope too, and kills it and
+// its shims at random and before a sample of their system calls.
+func TestTortureSystemd(t *testing.T) {
+	suiteOn(t, true, "./torture", 30*time.Minute, "-test.run", "TestFailpoints|TestTortureDaemon|TestTortureShim|TestStorm|TestKilledAtEachCall")
 }
 
 // TestAppArmor asks containers what the runtime's own AppArmor profile lets them do.

@@ -23,11 +23,13 @@ type Lab struct {
 	Run  string // sockets
 	Pods string // address range of pods
 	Own  string // cgroup of Berth's shims; NewLab's is /berth-NAME
+	// Driver makes the cgroups: cgroupfs, or what BERTH_CGROUP_DRIVER says, in a guest with systemd.
+	Driver string
 }
 
 // NewLab names the directories of a lab: /var/lib/berth-NAME and /run/berth-NAME.
 func NewLab(name, bin, tool string) *Lab {
-	return &Lab{Name: name, Bin: bin, Tool: tool, Dir: "/var/lib/berth-" + name, Run: "/run/berth-" + name, Pods: "10.88.0.0/16", Own: "/berth-" + name}
+	return &Lab{Name: name, Bin: bin, Tool: tool, Dir: "/var/lib/berth-" + name, Run: "/run/berth-" + name, Pods: "10.88.0.0/16", Own: "/berth-" + name, Driver: driver()}
 }
 
 // Socket is the CRI socket of the lab's Berth.
@@ -66,6 +68,7 @@ cdi_dirs = [%q]
 binary = %q
 
 [cgroup]
+driver = %q
 own = %q
 
 [image]
@@ -124,7 +127,7 @@ func (l *Lab) WriteConfig(o Options) (string, error) {
 	}
 	conf := filepath.Join(l.Run, "berth.toml")
 	text := fmt.Sprintf(criConfig, filepath.Join(l.Dir, "berth"), filepath.Join(l.Run, "berth"), l.Socket(), filepath.Join(l.Run, "debug.sock"), o.LogLevel, l.CDI(),
-		filepath.Join(l.Bin, "berth-shim"), l.Own, l.Hosts(), filepath.Join(l.Dir, "preload"), net, filepath.Join(l.Bin, "cni"), l.Tool, filepath.Join(l.Run, "cni-cache"), o.More)
+		filepath.Join(l.Bin, "berth-shim"), l.Driver, l.Own, l.Hosts(), filepath.Join(l.Dir, "preload"), net, filepath.Join(l.Bin, "cni"), l.Tool, filepath.Join(l.Run, "cni-cache"), o.More)
 	return conf, os.WriteFile(conf, []byte(text), 0o644)
 }
 

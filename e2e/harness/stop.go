@@ -54,6 +54,9 @@ func emptyRuntime(ctx context.Context, socket string) error {
 // fails if anything of the lab is still there.
 func (l *Lab) Clear() error {
 	all := []error{l.clearNetwork()}
+	if l.Systemd() {
+		all = append(all, stopSlice(l.slice()))
+	}
 	for _, g := range []string{l.Own, l.Cgroup()} {
 		all = append(all, RemoveCgroup(g))
 	}

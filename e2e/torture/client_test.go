@@ -56,7 +56,7 @@ func runPod(ctx context.Context, n *machine, name string) (*sandbox, error) {
 			Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "torture", Uid: name, Attempt: attempt},
 			LogDirectory: filepath.Join(n.lab.PodLogs(), name),
 			Linux: &cri.LinuxPodSandboxConfig{
-				CgroupParent:    n.lab.Own + "/pods/" + name,
+				CgroupParent:    n.lab.PodParent(name),
 				SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}},
 			},
 		}}
@@ -112,6 +112,11 @@ func (p *sandbox) address(ctx context.Context) (string, error) {
 
 // create makes a container that runs a script.
 func (p *sandbox) create(ctx context.Context, name, script string) (id string, err error) {
+	return p.createWith(ctx, name, script, "")
+}
+
+// createWith is create with a directory of the node's as /volume.
+func (p *sandbox) createWith(ctx context.Context, name, script, volume string) (id string, err error) {
 	req := &cri.CreateContainerRequest{PodSandboxId: p.id, SandboxConfig: p.config, Config: &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: busybox},
 		Command: []string{"sh", "-c", script}, LogPath: name + ".log",
@@ -123,6 +128,9 @@ func (p *sandbox) create(ctx context.Context, name, script string) (id string, e
 			},
 		},
 	}}
+	if volume != "" {
+		req.Config.Mounts = []*cri.Mount{{HostPath: volume, ContainerPath: "/volume"}}
+	}
 	err = again(ctx, "CreateContainer", func(ctx context.Context) error {
 		r, err := p.n.client.Runtime.CreateContainer(ctx, req)
 		id = r.GetContainerId()
@@ -191,7 +199,7 @@ func (p *sandbox) remove(ctx context.Context) error {
 		return err
 	})
 	if p.name != "" { // the pod's cgroup and its logs are the kubelet's
-		err = errors.Join(err, os.RemoveAll(p.config.GetLogDirectory()), rmGroup(p.config.GetLinux().GetCgroupParent()))
+		err = errors.Join(err, os.RemoveAll(p.config.GetLogDirectory()), p.n.lab.RemovePodParent(p.name))
 	}
 	return err
 }

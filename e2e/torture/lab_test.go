@@ -20,6 +20,7 @@ import (
 
 	"github.com/berth-project/berth/e2e/census"
 	"github.com/berth-project/berth/e2e/harness"
+	"github.com/berth-project/berth/e2e/killpoint"
 )
 
 const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
@@ -28,6 +29,7 @@ const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 var node *machine
 
 func TestMain(m *testing.M) {
+	killpoint.Child()
 	flag.Parse()
 	lab, err := harness.FromEnv("torture")
 	if err != nil {
@@ -172,7 +174,7 @@ func (n *machine) census() census.Census {
 	c := census.Take(n.lab.Dir, n.lab.Run).Of("berth-" + n.lab.Name)
 	for kind, all := range c {
 		for name := range all {
-			if strings.Contains(name, "/shims/") || strings.Contains(name, n.lab.Own+"/shim-") || strings.Contains(name, "/logs/") || strings.Contains(name, session) ||
+			if strings.Contains(name, "/shims/") || strings.Contains(name, n.lab.ShimPrefix()) || strings.Contains(name, "/logs/") || strings.Contains(name, session) ||
 				kind == "process" && strings.Contains(name, "/berth-cri ") {
 				delete(all, name)
 			}
@@ -183,7 +185,7 @@ func (n *machine) census() census.Census {
 
 // shims are the pids of the lab's supervisors. A child between fork and exec has its supervisor's name, and is none.
 func (n *machine) shims() (pids []int) {
-	all, err := harness.CgroupPids(n.lab.Own)
+	all, err := harness.CgroupPids(n.lab.Group())
 	if err != nil {
 		return nil
 	}
@@ -235,10 +237,17 @@ func (n *machine) descriptors() map[string]int {
 	return all
 }
 
-// clean fails the test unless the node is as it was before all pods. It may take a moment: namespaces die late.
+// clean fails the test unless the node is as it was before all pods.
 func (n *machine) clean(t *testing.T) {
 	t.Helper()
-	var left []string
+	if left := n.leftovers(); len(left) > 0 {
+		total.add(leaks, len(left))
+		t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+	}
+}
+
+// leftovers are what is on the node and was not before all pods. It may take a moment: namespaces die late.
+func (n *machine) leftovers() (left []string) {
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		left = n.baseline.Diff(n.census())
 		for sort, c := range n.descriptors() {
@@ -247,9 +256,8 @@ func (n *machine) clean(t *testing.T) {
 			}
 		}
 		if len(left) == 0 {
-			return
+			return nil
 		}
 	}
-	total.add(leaks, len(left))
-	t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+	return left
 }

@@ -16,8 +16,6 @@ import (
 	"github.com/berth-project/berth/e2e/harness"
 )
 
-func rmGroup(path string) error { return harness.RemoveCgroup(path) }
-
 // shortScript prints count lines and exits with code.
 func shortScript(count, code int) string {
 	return fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i; i=$((i+1)); [ $((i %% 25)) = 0 ] && usleep 10000; done; exit %d", count, code)
@@ -187,7 +185,7 @@ func settle(ctx context.Context, n *machine, l *ledger, count int) (all []*resid
 
 // process is the container's first process: the oldest in its group.
 func (r *resident) process() (string, error) {
-	pids, err := harness.CgroupPids(r.p.config.GetLinux().GetCgroupParent())
+	pids, err := harness.CgroupPids(r.p.group(r.id))
 	if err != nil {
 		return "", err
 	}
@@ -303,7 +301,7 @@ func evict(t *testing.T) {
 	if err := node.client.RemoveAll(ctx); err != nil {
 		t.Error(err)
 	}
-	if err := errors.Join(os.RemoveAll(node.lab.PodLogs()), rmGroup(node.lab.Own+"/pods")); err != nil {
+	if err := errors.Join(os.RemoveAll(node.lab.PodLogs()), node.lab.RemovePodParent("")); err != nil {
 		t.Error(err)
 	}
 }

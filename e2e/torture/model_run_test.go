@@ -96,7 +96,7 @@ type walker struct {
 func (w *walker) tidy(ctx context.Context) error {
 	err := w.n.client.RemoveAll(ctx)
 	for i := range w.pods {
-		err = errors.Join(err, os.RemoveAll(w.sandbox(i).GetLogDirectory()), rmGroup(w.sandbox(i).GetLinux().GetCgroupParent()))
+		err = errors.Join(err, os.RemoveAll(w.sandbox(i).GetLogDirectory()), w.n.lab.RemovePodParent(w.sandbox(i).GetMetadata().GetName()))
 	}
 	return err
 }
@@ -107,7 +107,7 @@ func (w *walker) sandbox(i int) *cri.PodSandboxConfig {
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "torture", Uid: name, Attempt: w.pods[i].attempt},
 		LogDirectory: filepath.Join(w.n.lab.PodLogs(), name),
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    w.n.lab.Own + "/pods/" + name,
+			CgroupParent:    w.n.lab.PodParent(name),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}},
 		},
 	}

@@ -45,7 +45,7 @@ func TestRefusedPods(t *testing.T) {
 			c := &cri.PodSandboxConfig{
 				Metadata: &cri.PodSandboxMetadata{Name: "refused", Namespace: "torture", Uid: "refused"},
 				Linux: &cri.LinuxPodSandboxConfig{
-					CgroupParent:    node.lab.Own + "/pods/refused",
+					CgroupParent:    node.lab.PodParent("refused"),
 					SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}},
 				},
 			}
@@ -96,7 +96,7 @@ func TestRefusedPods(t *testing.T) {
 	if list, err := node.client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{}); err != nil || len(list.GetItems()) > 0 {
 		t.Errorf("a refused pod is listed: %v (%v)", list.GetItems(), err)
 	}
-	if err := rmGroup(node.lab.Own + "/pods/refused"); err != nil {
+	if err := node.lab.RemovePodParent("refused"); err != nil {
 		t.Error(err)
 	}
 	node.clean(t)

@@ -13,8 +13,11 @@ import (
 	"github.com/berth-project/berth/e2e/harness"
 )
 
-// never are the failpoints that the life of a pod does not meet: pulls and removals of images.
-func never(name string) bool { return !strings.HasPrefix(name, "cri.") }
+// never are the failpoints that the life of a pod does not meet: pulls and removals of images, and what another cgroup
+// driver does.
+func never(name string) bool {
+	return !strings.HasPrefix(name, "cri.") && (!node.lab.Systemd() || !strings.HasPrefix(name, "systemd."))
+}
 
 // TestFailpoints lets the daemon die at each step of a pod's life in turn. The client repeats what it was doing, as
 // the kubelet does; the life goes on to its end and nothing is left.

@@ -20,6 +20,11 @@ const (
 	shimKills     = "shim_kills"
 	podLives      = "pod_lives"
 	modelSteps    = "model_steps"
+
+	errnoInjections = "errno_injections"
+	pidReuses       = "pid_reuses"
+	uninterruptible = "uninterruptible_containers"
+	stormCalls      = "duplicate_and_cancelled_calls"
 )
 
 // tally counts over all tests of a run.
@@ -56,7 +61,7 @@ func (t *tally) write() error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	names := []string{leaks, restarted, wrongExits, lostLog, startFailures, otherFaults, daemonKills, shimKills, podLives, modelSteps}
+	names := []string{leaks, restarted, wrongExits, lostLog, startFailures, otherFaults, daemonKills, shimKills, podLives, modelSteps, errnoInjections, pidReuses, uninterruptible, stormCalls}
 	for _, name := range names {
 		kept = append(kept, row{Name: name, Unit: "count", Berth: t.count[name]})
 	}

@@ -38,6 +38,15 @@ func always() []string { return []string{"kmod", "busybox", "mount", "umount"} }
 func makeDisk(ctx context.Context, m *Machine, k *kernel, initProgram, disk string) error {
 	root := filepath.Join(m.Work, "root")
 	defer os.RemoveAll(root) //nolint:errcheck // the disk has it
+	if m.Systemd {
+		base, err := fetchSystemd(ctx, m.Cache)
+		if err != nil {
+			return fmt.Errorf("systemd: %w", err)
+		}
+		if err := copyBase(ctx, base, root); err != nil {
+			return err
+		}
+	}
 	for _, d := range []string{"proc", "sys", "dev", "run", "tmp", "root", "etc", "var/lib", "var/log", "vm/out", "sbin", "bin", "usr/bin", "usr/sbin", "opt"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return err
@@ -51,10 +60,10 @@ func makeDisk(ctx context.Context, m *Machine, k *kernel, initProgram, disk stri
 	err := errors.Join(
 		addApplets(ctx, root), addModules(root, k), addFile(initProgram, filepath.Join(root, "sbin/vminit")),
 		os.Symlink("/bin/kmod", filepath.Join(root, "sbin/modprobe")),
-		os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n"), 0o644),
-		os.WriteFile(filepath.Join(root, "etc/group"), []byte("root:x:0:\nnogroup:x:65534:\n"), 0o644),
-		os.WriteFile(filepath.Join(root, "etc/hosts"), []byte("127.0.0.1 localhost vm\n"), 0o644),
-		os.WriteFile(filepath.Join(root, "etc/resolv.conf"), []byte("nameserver 127.0.0.1\n"), 0o644),
+		addText(root, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n"),
+		addText(root, "etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+		addText(root, "etc/hosts", "127.0.0.1 localhost vm\n"),
+		addText(root, "etc/resolv.conf", "nameserver 127.0.0.1\n"),
 	)
 	for to, from := range m.Files {
 		err = errors.Join(err, addTree(from, filepath.Join(root, to)))
@@ -65,6 +74,31 @@ func makeDisk(ctx context.Context, m *Machine, k *kernel, initProgram, disk stri
 	}
 	_, err = run(ctx, m.Work, "mke2fs", "-q", "-t", "ext4", "-O", "quota,project", "-E", "root_owner=0:0", "-d", root, disk, fmt.Sprintf("%dM", m.DiskMB))
 	return err
+}
+
+// copyBase makes root a copy of a cached file system: hard links, where they can be.
+func copyBase(ctx context.Context, base, root string) error {
+	if _, err := run(ctx, base, "cp", "-al", base, root); err == nil {
+		return nil
+	}
+	if err := os.RemoveAll(root); err != nil {
+		return err
+	}
+	_, err := run(ctx, base, "cp", "-a", base, root)
+	return err
+}
+
+// addText writes a file that the root does not have yet.
+func addText(root, name, text string) error {
+	f, err := os.OpenFile(filepath.Join(root, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
 // addModules takes the kernel's modules over by hard link: they are many.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,8 +18,8 @@ type kernel struct {
 	modules string // the directory that goes to /lib/modules/RELEASE
 }
 
-// suite has the kernel: bookworm's own 6.1 lacks idmapped tmpfs.
-const suite = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-backports main\n"
+// backports has the kernel: bookworm's own 6.1 lacks idmapped tmpfs.
+const backports = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-backports main\n"
 
 // fetchKernel downloads the newest 6.12 cloud kernel of backports, once. It uses apt with directories of its own, so the
 // machine's sources stay as they are.
@@ -34,22 +33,11 @@ func fetchKernel(ctx context.Context, cache string) (*kernel, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp) //nolint:errcheck // a cache's
-	apt := func(program string, args ...string) (string, error) {
-		own := []string{
-			"-o", "Dir::Etc::sourcelist=" + tmp + "/sources.list", "-o", "Dir::Etc::sourceparts=-", "-o", "Dir::State=" + tmp + "/state",
-			"-o", "Dir::Cache=" + tmp + "/cache", "-o", "Dir::State::status=/var/lib/dpkg/status", "-o", "APT::Sandbox::User=root",
-		}
-		return run(ctx, tmp, program, append(own, args...)...)
-	}
-	err = errors.Join(os.MkdirAll(tmp+"/state/lists/partial", 0o755), os.MkdirAll(tmp+"/cache/archives/partial", 0o755),
-		os.WriteFile(tmp+"/sources.list", []byte(suite), 0o644))
-	if err != nil {
+	a := &apt{dir: tmp, source: backports, status: "/var/lib/dpkg/status"}
+	if err := a.update(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := apt("apt-get", "update", "-qq"); err != nil {
-		return nil, err
-	}
-	list, err := apt("apt-cache", "search", "--names-only", `^linux-image-6\.12\.[0-9.]+\+deb12(\.[0-9]+)?-cloud-amd64$`)
+	list, err := a.run(ctx, "apt-cache", "search", "--names-only", `^linux-image-6\.12\.[0-9.]+\+deb12(\.[0-9]+)?-cloud-amd64$`)
 	if err != nil {
 		return nil, err
 	}
@@ -58,14 +46,14 @@ func fetchKernel(ctx context.Context, cache string) (*kernel, error) {
 		return nil, errors.New("bookworm-backports offers no linux-image-6.12*-cloud-amd64")
 	}
 	slices.SortFunc(names, byVersion)
-	if _, err := apt("apt-get", "download", "-qq", names[len(names)-1]); err != nil {
+	if _, err := a.run(ctx, "apt-get", "download", "-qq", names[len(names)-1]); err != nil {
 		return nil, err
 	}
-	debs, err := filepath.Glob(tmp + "/*.deb")
-	if err != nil || len(debs) != 1 {
-		return nil, fmt.Errorf("downloaded %v: %w", debs, err)
+	all, err := debs(tmp)
+	if err != nil || len(all) != 1 {
+		return nil, fmt.Errorf("downloaded %v: %w", all, err)
 	}
-	if _, err := run(ctx, tmp, "dpkg-deb", "-x", debs[0], tmp+"/root"); err != nil {
+	if _, err := run(ctx, tmp, "dpkg-deb", "-x", all[0], tmp+"/root"); err != nil {
 		return nil, err
 	}
 	k, err := openKernel(tmp + "/root")
@@ -104,14 +92,4 @@ func openKernel(dir string) (*kernel, error) {
 	k.modules = filepath.Join(dir, "lib/modules", k.release)
 	_, err = os.Stat(k.modules)
 	return k, err
-}
-
-func run(ctx context.Context, dir, program string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, out)
-	}
-	return string(out), nil
 }

@@ -34,6 +34,7 @@ type Machine struct {
 	MemoryMB int
 	DiskMB   int
 	CPUs     int
+	Systemd  bool      // process 1 is systemd, with a system bus; else the command's parent is
 	Kernel   []string  // more kernel parameters
 	Output   io.Writer // the command's output as it comes, may be nil
 }
@@ -77,6 +78,9 @@ func Run(ctx context.Context, m Machine) (*Result, error) {
 func (m *Machine) boot(ctx context.Context, k *kernel, initrd, disk string) (*Result, error) {
 	at := func(name string) string { return filepath.Join(m.Work, name) }
 	params := append([]string{"console=ttyS0", "quiet", "panic=-1", "cgroup_no_v1=all", "net.ifnames=0", "random.trust_cpu=on"}, m.Kernel...)
+	if m.Systemd {
+		params = append(params, "init=/lib/systemd/systemd", "systemd.unit=vm.target", "systemd.show_status=0")
+	}
 	args := []string{
 		"-accel", "tcg,thread=multi", "-cpu", "max,cx16=off", "-smp", strconv.Itoa(max(m.CPUs, 1)), "-m", strconv.Itoa(m.MemoryMB),
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-nic", "none",

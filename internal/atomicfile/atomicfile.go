@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // ErrDamaged is returned (wrapped) by ReadSealed for a file whose content is not what was sealed.
@@ -24,9 +25,10 @@ const header = "berth-sealed-1 %08x %d\n"
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Write makes path hold data with mode perm. On an error the old content is untouched and no temporary file is
-// left. The temporary name is in the same directory and starts with ".tmp-", which readers of the directory skip.
+// left. The temporary name is in the same directory and starts with ".tmp-", which readers of the directory skip. A
+// writer that is killed leaves it: see RemoveLeftovers.
 func Write(path string, data []byte, perm fs.FileMode) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	f, err := os.CreateTemp(filepath.Dir(path), temporary(path)+"*")
 	if err != nil {
 		return err
 	}
@@ -40,6 +42,31 @@ func Write(path string, data []byte, perm fs.FileMode) (err error) {
 		return err
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// temporary begins the name of every temporary file of path's.
+func temporary(path string) string {
+	base := filepath.Base(path)
+	return ".tmp-" + base[:min(len(base), 120)] + "-" // a name has at most 255 bytes (NAME_MAX)
+}
+
+// RemoveLeftovers removes what writers of path that were killed have left. Nobody may be writing path. That there is
+// nothing is fine.
+func RemoveLeftovers(path string) error {
+	ents, err := os.ReadDir(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	prefix := temporary(path)
+	for _, e := range ents {
+		if !strings.HasPrefix(e.Name(), prefix) {
+			continue
+		}
+		if rerr := os.Remove(filepath.Join(filepath.Dir(path), e.Name())); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	return err
 }
 
 // WriteSealed is Write of data behind a header that ReadSealed checks.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/berth-project/berth/internal/atomicfile"
@@ -93,5 +94,32 @@ func TestReadersSeeOldOrNew(t *testing.T) {
 	fi, serr := os.Stat(file)
 	if err != nil || serr != nil || string(b) != "new" || fi.Mode().Perm() != 0o640 {
 		t.Errorf("the file is %q, %v, %v", b, err, serr)
+	}
+}
+
+// TestLeftovers: what killed writers of one file left goes, what those of another left stays.
+func TestLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{".tmp-a-1", ".tmp-a-22", ".tmp-ab-1", ".tmp-1", "a"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := atomicfile.RemoveLeftovers(filepath.Join(dir, "a")); err != nil {
+		t.Fatal(err)
+	}
+	ents, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range ents {
+		left = append(left, e.Name())
+	}
+	if got := strings.Join(left, " "); got != ".tmp-1 .tmp-ab-1 a" {
+		t.Errorf("left are %s", got)
+	}
+	if err := atomicfile.RemoveLeftovers(filepath.Join(dir, "none", "a")); err != nil {
+		t.Error(err)
 	}
 }

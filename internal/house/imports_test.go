@@ -80,7 +80,7 @@ func rules() []rule {
 		{path: "cri/internal/stats", own: append(leaves, "cri/internal/pod", "cri/internal/network", "cri/internal/cgroup"), foreignIsFree: true, ban: []string{grpc, osExec, http}},
 		{
 			path: "cri/internal/pod",
-			own: append(leaves, "proto/shim", "cri/internal/spec", "cri/internal/shims", "cri/internal/cgroup",
+			own: append(leaves, "proto/shim", "cri/internal/spec", "cri/internal/shims", "cri/internal/audit", "cri/internal/cgroup", "cri/internal/systemd",
 				"cri/internal/network", "cri/internal/image", "cri/internal/rootfs", "cri/internal/apparmor", "cri/internal/cdi", "cri/internal/ldcache"),
 			foreignIsFree: true, ban: []string{grpc, osExec, http},
 		},
@@ -90,19 +90,21 @@ func rules() []rule {
 			ban: []string{osPkg, "net", "time", "math/rand", "io/ioutil", grpc},
 		},
 		{path: "cri/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
+		{path: "cri/internal/audit", own: leaves, ban: []string{grpc, osExec, http}}, // the vocabulary of `berth-cri check`
 		adapter("cri/internal/cgroup"),
+		{path: "cri/internal/systemd", own: append(slices.Clone(leaves), "cri/internal/cgroup"), foreign: []string{sys, "github.com/godbus/dbus"}, ban: []string{grpc, criAPI, http}},
 		{path: "cri/internal/apparmor", own: append(leaves, "proto/errs"), ban: []string{grpc, http}},
 		adapter("cri/internal/cdi"),
 		{path: "cri/internal/ldcache", ban: []string{osPkg, osExec, http, grpc}},
 		adapter("cri/internal/machine"),
 		adapter("cri/internal/network", "proto/cniagent/v1"),
-		adapter("cri/internal/store"),
+		adapter("cri/internal/store", "cri/internal/audit"),
 		adapter("cri/internal/rootfs"),
 		adapter("cri/internal/registry"),
-		adapter("cri/internal/layers"),
+		adapter("cri/internal/layers", "cri/internal/audit"),
 		adapter("cri/internal/unpacker", "cri/internal/layers"),
 		{path: "cri/internal/unpacker/unpackertest", ban: []string{http, grpc}},
-		adapter("cri/internal/image", "cri/internal/layers", "cri/internal/registry", "cri/internal/unpacker"), // the domain of images
+		adapter("cri/internal/image", "cri/internal/audit", "cri/internal/layers", "cri/internal/registry", "cri/internal/unpacker"), // the domain of images
 		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
 		{path: "csi/cmd", own: append(leaves, "proto", "csi/internal"), foreignIsFree: true, ban: []string{osExec}},
 		{path: "csi/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
@@ -135,7 +137,7 @@ func rules() []rule {
 		{path: "csi/internal/tree", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "csi/internal/adopt", own: append(leaves, "csi/internal/tree"), foreignIsFree: true, ban: []string{osExec, http}},
 
-		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup"), foreign: []string{sys}, ban: []string{http}},
+		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup", "cri/internal/systemd"), foreign: []string{sys}, ban: []string{http}},
 	}...)
 }
 

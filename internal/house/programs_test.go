@@ -93,7 +93,8 @@ func keys(m map[string]bool) func(func(string) bool) {
 // starters are the only files that may start another program, and what.
 func starters() map[string]string {
 	return map[string]string{
-		"cri/internal/shims/shim.go":                       "berth-shim",
+		"cri/internal/shims/place.go":                      "berth-shim",
+		"cri/internal/systemd/hold.go":                     "a program of 75 bytes that it makes itself, to hold a pod's systemd scope",
 		"cni/internal/bgp/speaker/process.go":              "berth-bgp, as another user",
 		"cni/internal/delegate/delegate.go":                "an IPAM plugin that is not built in, as the specification says",
 		"cri/internal/apparmor/apparmor.go":                "apparmor_parser, which compiles and loads a profile, where AppArmor is active",

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/berth-project/berth/cri/internal/apparmor"
 	"github.com/berth-project/berth/cri/internal/cgroup"
@@ -22,6 +23,7 @@ import (
 	"github.com/berth-project/berth/cri/internal/stats"
 	"github.com/berth-project/berth/cri/internal/store"
 	"github.com/berth-project/berth/cri/internal/stream"
+	"github.com/berth-project/berth/cri/internal/systemd"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
@@ -32,6 +34,7 @@ type daemon struct {
 	images  *image.Service
 	network *network.Network
 	shims   *shims.Pool
+	systemd *systemd.Manager // nil: cgroups are the daemon's own business
 	pods    *pod.Manager
 	stream  *stream.Server
 	stats   *stats.Collector
@@ -64,10 +67,28 @@ func build(conf config.Config, log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.store.Close())
 	}
+	if conf.Cgroup.Driver == config.Systemd {
+		if d.systemd, err = systemd.New(context.Background(), groups); err != nil {
+			return nil, errors.Join(err, d.store.Close())
+		}
+		if conf.Cgroup.Own, err = cgroup.ExpandSlice(cgroup.Slice(conf.Cgroup.Own)); err != nil {
+			return nil, errors.Join(err, d.store.Close())
+		}
+	}
 	if err := d.assemble(conf, facts, groups); err != nil {
 		return nil, errors.Join(err, d.store.Close())
 	}
 	return d, nil
+}
+
+// scopes gives the domain and the pool systemd, where it is the cgroup driver; own is Berth's subtree.
+func (d *daemon) scopes(own string, p *pod.Config, s *shims.Config) {
+	s.Group, p.DefaultPod = own, filepath.Join(own, "pods")
+	if d.systemd == nil {
+		return
+	}
+	stem, _ := strings.CutSuffix(filepath.Base(own), ".slice")
+	p.Scopes, s.Scopes, p.DefaultPod = d.systemd, d.systemd, stem+"-pods.slice"
 }
 
 func (d *daemon) assemble(conf config.Config, facts machine.Facts, groups *cgroup.Layout) error {
@@ -85,27 +106,27 @@ func (d *daemon) assemble(conf config.Config, facts machine.Facts, groups *cgrou
 	}, d.log)
 	d.debug = newDebugServer(conf.DebugSocket, d.images)
 	oci, handlers := handlers(conf)
-	d.pods = pod.New(pod.Config{
-		Root: conf.Root, State: conf.State, OCI: oci, Cgroups: groups, DefaultPod: filepath.Join(conf.Cgroup.Own, "pods"), CDIDirs: conf.CDIDirs,
+	domain := pod.Config{
+		Root: conf.Root, State: conf.State, OCI: oci, Cgroups: groups, CDIDirs: conf.CDIDirs,
 		Features: pod.Features{
 			BootID: facts.BootID, LastCap: facts.LastCap, AppArmor: facts.AppArmor, SELinux: facts.SELinux, AppArmorDefault: defaultProfile(facts, d.log),
 		},
 		Log: d.log, Timeline: d.debug.phase,
-	}, d.store, d.images, d.network)
-	binary, err := shimBinary(conf.Shim.Binary)
-	if err != nil {
+	}
+	pool := shims.Config{Dir: filepath.Join(conf.State, "shims"), PodsPer: conf.Shim.PodsPer, Cgroups: groups}
+	d.scopes(conf.Cgroup.Own, &domain, &pool)
+	d.pods = pod.New(domain, d.store, d.images, d.network)
+	if pool.Binary, err = shimBinary(conf.Shim.Binary); err != nil {
 		return err
 	}
-	d.shims = shims.New(shims.Config{
-		Binary: binary, Dir: filepath.Join(conf.State, "shims"), PodsPer: conf.Shim.PodsPer, Cgroups: groups, Group: conf.Cgroup.Own,
-	}, d.log, d.pods.SupervisorExited, func(o v1.OOM) { d.log.Warn("out of memory", "container", o.Container) })
+	d.shims = shims.New(pool, d.log, d.pods.SupervisorExited, func(o v1.OOM) { d.log.Warn("out of memory", "container", o.Container) })
 	d.pods.SetShims(d.shims)
 	if d.stream, err = stream.New(conf.Stream.Address, d.pods); err != nil {
 		return err
 	}
 	d.stats = stats.New(d.pods, groups, conf.Root, d.log)
 	d.server = server.New(d.pods, d.images, d.network, d.stream, d.stats, server.Info{
-		Name: "berth", Version: version, Handlers: handlers, Userns: facts.IDMapped, RRO: facts.RecursiveReadOnly,
+		Name: "berth", Version: version, Handlers: handlers, Userns: facts.IDMapped, RRO: facts.RecursiveReadOnly, Systemd: d.systemd != nil,
 		Verbose: func() map[string]string { return d.condition(facts) },
 	})
 	return nil
@@ -169,6 +190,9 @@ func (d *daemon) apply(conf config.Config) {
 func (d *daemon) close() {
 	d.pods.Close()
 	d.shims.Close()
+	if d.systemd != nil {
+		d.systemd.Close()
+	}
 	if err := d.store.Close(); err != nil {
 		d.log.Error("store", "error", err)
 	}

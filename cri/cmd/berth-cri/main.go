@@ -5,6 +5,7 @@
 //	berth-cri config check FILE               say what is wrong with a configuration
 //	berth-cri [--config FILE] image import FILE        give a running daemon the images of an archive
 //	berth-cri [--config FILE] image export FILE REF…   write images of a running daemon to an OCI archive
+//	berth-cri [--config FILE] check [--repair]         look for damage in the stores of a daemon that is stopped
 //	berth-cri failpoints                      list the places where a test can make it fail
 //	berth-cri version
 //
@@ -52,6 +53,8 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		return serve(ctx, *path)
 	case rest[0] == "image":
 		return imageCommand(ctx, *path, rest[1:], out)
+	case rest[0] == "check" && (len(rest) == 1 || len(rest) == 2 && rest[1] == "--repair"):
+		return checkCommand(*path, len(rest) == 2, out)
 	case rest[0] == "failpoints" && len(rest) == 1:
 		_, err := fmt.Fprintln(out, strings.Join(failpoint.Names(), "\n"))
 		return err
@@ -72,5 +75,5 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		_, err := fmt.Fprintln(out, rest[2], "is good")
 		return err
 	}
-	return fmt.Errorf("unknown command %q: have config default, config check FILE, image import FILE, image export FILE REF…, failpoints, version, or none to serve", flags.Args())
+	return fmt.Errorf("unknown command %q: have config default, config check FILE, image import FILE, image export FILE REF…, check [--repair], failpoints, version, or none to serve", flags.Args())
 }

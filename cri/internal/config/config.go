@@ -40,10 +40,16 @@ type Shim struct {
 	PodsPer int    `toml:"pods_per_shim" comment:"Pods one shim supervises before the next one is started."`
 }
 
+// The cgroup drivers: who makes the groups that pods and supervisors are in.
+const (
+	Cgroupfs = "cgroupfs"
+	Systemd  = "systemd"
+)
+
 // Cgroup is where groups are made.
 type Cgroup struct {
-	Driver string `toml:"driver" comment:"cgroupfs."`
-	Own    string `toml:"own" comment:"Berth's own subtree, outside every pod's, for its shims."`
+	Driver string `toml:"driver" comment:"cgroupfs, or systemd where systemd manages the tree; the kubelet asks which. Drain the node before a change."`
+	Own    string `toml:"own" comment:"Berth's own subtree, outside every pod's, for its shims; with systemd the slice of that name."`
 }
 
 // Image is the image service.
@@ -81,7 +87,7 @@ func Default() Config {
 		Root: "/var/lib/berth", State: "/run/berth", Socket: "/run/berth/cri.sock", DebugSocket: "/run/berth/debug.sock",
 		LogLevel: "info", CDIDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		Shim:   Shim{PodsPer: 128},
-		Cgroup: Cgroup{Driver: "cgroupfs", Own: "/berth"},
+		Cgroup: Cgroup{Driver: Cgroupfs, Own: "/berth"},
 		Image: Image{
 			HostsDir: "/etc/berth/certs.d", PreloadDir: "/var/lib/berth/preload", StallSeconds: 30, MinThroughput: 1024,
 		},
@@ -159,8 +165,8 @@ func (c Config) Validate() error {
 	if c.Shim.PodsPer < 1 || c.Shim.PodsPer > 1024 {
 		bad("shim.pods_per_shim", "%d, want 1 to 1024", c.Shim.PodsPer)
 	}
-	if c.Cgroup.Driver != "cgroupfs" {
-		bad("cgroup.driver", "%q, want cgroupfs", c.Cgroup.Driver)
+	if c.Cgroup.Driver != Cgroupfs && c.Cgroup.Driver != Systemd {
+		bad("cgroup.driver", "%q, want cgroupfs or systemd", c.Cgroup.Driver)
 	}
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":

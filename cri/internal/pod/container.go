@@ -175,6 +175,6 @@ func (m *Manager) Group(c *Container) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	parent, err := m.groupParent(p.Config)
-	return parent + "/" + c.ID, err
+	base, err := m.base(p)
+	return base + "/" + c.ID, err
 }

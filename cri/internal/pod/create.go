@@ -266,9 +266,27 @@ func (m *Manager) trash(dir string) error {
 	m.work.Add(1)
 	go func() {
 		defer m.work.Done()
-		if err := os.RemoveAll(to); err != nil {
-			m.cfg.Log.Warn("trash stays until the next start", "path", to, "error", err)
-		}
+		m.burn(to)
 	}()
 	return nil
+}
+
+// burn deletes what was thrown away. A disk that is full or ill for a moment is asked again.
+func (m *Manager) burn(dir string) {
+	for wait := 100 * time.Millisecond; ; wait *= 4 {
+		err := os.RemoveAll(dir)
+		if err == nil {
+			return
+		}
+		const patience = 30 * time.Second
+		select {
+		case <-time.After(wait):
+		case <-m.life.Done():
+			return // emptyTrash does it
+		}
+		if wait > patience {
+			m.cfg.Log.Warn("trash stays until the next start", "path", dir, "error", err)
+			return
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-project/berth/internal/atomicfile"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
@@ -88,8 +89,10 @@ func (m *Manager) release(c *Container) error {
 	return errors.Join(err, m.removeExit(c.ID))
 }
 
-// removeExit removes what a supervisor has written of a container: the record of its end, the log's journal.
+// removeExit removes what a supervisor has written of a container: the record of its end, the log's journal, and what one
+// that was killed in the middle has left.
 func (m *Manager) removeExit(id string) (err error) {
+	err = atomicfile.RemoveLeftovers(m.exitFile(id))
 	for _, file := range []string{m.exitFile(id), m.exitFile(id) + ".output"} {
 		if rerr := os.Remove(file); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			err = errors.Join(err, rerr)

@@ -1,7 +1,9 @@
 package pod
 
 import (
+	"context"
 	"errors"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -37,7 +39,9 @@ func (m *Manager) makeGroup(c *Container, group string) error {
 		return err
 	}
 	fresh := c.grouped == nil
-	err = m.cfg.Cgroups.Ensure(group)
+	if err = m.ensurePodScope(c.PodID); err == nil {
+		err = m.cfg.Cgroups.Ensure(group)
+	}
 	if err == nil {
 		err = m.cfg.Cgroups.Set(group, r)
 	}
@@ -50,6 +54,17 @@ func (m *Manager) makeGroup(c *Container, group string) error {
 	}
 	c.grouped = limits
 	return nil
+}
+
+// ensurePodScope is ensureScope for a container's pod, whose unit ends with its last process if its holder was killed.
+func (m *Manager) ensurePodScope(id string) error {
+	p, err := m.Pod(id)
+	if err != nil || !p.Scoped {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return m.ensureScope(ctx, p)
 }
 
 // bar lets a container not be started any more, and removes the cgroup of one that never was. A start that is under

@@ -19,13 +19,12 @@ import (
 	"sync"
 	"time"
 
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"github.com/berth-project/berth/cri/internal/cdi"
 	"github.com/berth-project/berth/cri/internal/cgroup"
 	"github.com/berth-project/berth/cri/internal/image"
 	"github.com/berth-project/berth/cri/internal/network"
 	"github.com/berth-project/berth/cri/internal/shims"
+	"github.com/berth-project/berth/cri/internal/systemd"
 	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
@@ -68,11 +67,19 @@ type Pins interface {
 	Unpin(podID string) error
 }
 
+// Scopes are systemd's units for pods, where systemd manages the cgroup tree: see package systemd. Both are idempotent;
+// Remove ends what runs in the scope. Ensure of one that is well costs one read of a file.
+type Scopes interface {
+	Ensure(ctx context.Context, s systemd.Scope) error
+	Remove(ctx context.Context, s systemd.Scope) error
+}
+
 // Config is what the domain must know of the node.
 type Config struct {
 	Root, State string                    // directories: what survives a reboot, what does not
 	OCI         map[string]OCIRuntime     // RuntimeClass handlers that are command line runtimes
 	Cgroups     *cgroup.Layout            // hierarchies
+	Scopes      Scopes                    // nil: pods are groups that the daemon makes by itself (cgroupfs)
 	DefaultPod  string                    // cgroup parent of pods whose config names none
 	CDIDirs     []string                  // where CDI specifications are, later ones before earlier ones
 	Features    Features                  // what this machine can do
@@ -300,13 +307,4 @@ func (m *Manager) SupervisorExited(x v1.Exited) {
 		case <-m.life.Done(): // the next daemon hears of it in Hello
 		}
 	}()
-}
-
-// groupParent is the cgroup below which a pod's groups are made.
-func (m *Manager) groupParent(c *cri.PodSandboxConfig) (string, error) {
-	p := c.GetLinux().GetCgroupParent()
-	if p == "" {
-		p = m.cfg.DefaultPod
-	}
-	return cgroup.Clean(p)
 }

@@ -26,6 +26,7 @@ type Pod struct {
 	Config    *cri.PodSandboxConfig // never changed
 	Handler   string                // RuntimeClass handler, "" for the built-in one
 	CreatedAt time.Time
+	Scoped    bool // its groups are in a unit of systemd's: the driver when it was made
 
 	op sync.Mutex // one life-cycle operation at a time; taken before a container's op, held across I/O
 
@@ -76,6 +77,7 @@ type podRecord struct {
 	BootID    string    `json:"bootID"`
 	Handler   string    `json:"handler,omitempty"`
 	CreatedAt time.Time `json:"createdAt"`
+	Scoped    bool      `json:"scoped,omitempty"`
 	Config    []byte    `json:"config"` // CRI PodSandboxConfig, protobuf
 	State     PodState  `json:"state"`
 }
@@ -90,7 +92,7 @@ func (m *Manager) savePod(p *Pod) error {
 	}
 	b, err := json.Marshal(podRecord{
 		Version: recordVersion, ID: p.ID, BootID: m.cfg.Features.BootID, Handler: p.Handler,
-		CreatedAt: p.CreatedAt, Config: config, State: p.State(),
+		CreatedAt: p.CreatedAt, Scoped: p.Scoped, Config: config, State: p.State(),
 	})
 	if err != nil {
 		return err
@@ -106,7 +108,7 @@ func decodePod(b []byte) (*Pod, string, error) {
 	if r.Version > recordVersion {
 		return nil, "", fmt.Errorf("%w: version %d, this daemon knows %d", errNewer, r.Version, recordVersion)
 	}
-	p := &Pod{ID: r.ID, Handler: r.Handler, CreatedAt: r.CreatedAt, Config: &cri.PodSandboxConfig{}, st: r.State}
+	p := &Pod{ID: r.ID, Handler: r.Handler, CreatedAt: r.CreatedAt, Scoped: r.Scoped, Config: &cri.PodSandboxConfig{}, st: r.State}
 	return p, r.BootID, proto.Unmarshal(r.Config, p.Config)
 }
 

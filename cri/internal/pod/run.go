@@ -30,6 +30,7 @@ var (
 	failRunSandbox  = failpoint.New("cri.run_pod.after_namespaces")
 	failRunPinned   = failpoint.New("cri.run_pod.after_pin")
 	failRunNetwork  = failpoint.New("cri.run_pod.after_network")
+	failRunScoped   = failpoint.New("cri.run_pod.after_scope")
 	failRunReady    = failpoint.New("cri.run_pod.after_ready")
 )
 
@@ -48,7 +49,7 @@ func (m *Manager) Run(ctx context.Context, config *cri.PodSandboxConfig, handler
 			}
 			return "", errs.AlreadyExists.Errorf("%s exists as %s: remove it or raise the attempt", k, old.ID)
 		}
-		return m.run(ctx, &Pod{ID: newID(), Config: config, Handler: handler, CreatedAt: m.cfg.Now(), st: PodState{Creating: true}})
+		return m.run(ctx, &Pod{ID: newID(), Config: config, Handler: handler, CreatedAt: m.cfg.Now(), Scoped: m.cfg.Scopes != nil, st: PodState{Creating: true}})
 	})
 }
 
@@ -63,24 +64,30 @@ func (m *Manager) named(k string) *Pod {
 
 // run is the story: record the intent, make files and namespaces, pin and connect the network, record the result.
 func (m *Manager) run(ctx context.Context, p *Pod) (id string, err error) {
+	scope := func() error { return nil }
 	defer func() {
 		if err != nil {
+			_ = scope() // nothing of it may come after the teardown
 			err = m.undoRun(ctx, p, err)
 		}
 	}()
 	if err := errors.Join(m.savePod(p), failRunRecorded.Hit()); err != nil {
 		return "", err
 	}
+	scope = m.scopeAhead(ctx, p)
 	if err := m.phase(p.ID, "files", func() error { return m.makeFiles(p) }); err != nil {
 		return "", err
 	}
-	if err := m.phase(p.ID, "namespaces", func() error { return errors.Join(m.makeNamespaces(ctx, p), failRunSandbox.Hit()) }); err != nil {
+	if err := m.phase(p.ID, "namespaces", func() error { return errors.Join(m.makeNamespaces(ctx, p, scope), failRunSandbox.Hit()) }); err != nil {
 		return "", err
 	}
 	if !p.hostNetwork() {
 		if err := m.phase(p.ID, "network", func() error { return m.connect(ctx, p) }); err != nil {
 			return "", err
 		}
+	}
+	if err := errors.Join(scope(), failRunScoped.Hit()); err != nil {
+		return "", err
 	}
 	p.set(func(s *PodState) { s.Creating, s.Ready = false, true })
 	if err := errors.Join(m.savePod(p), failRunReady.Hit()); err != nil {
@@ -121,7 +128,7 @@ func (m *Manager) phase(pod, name string, do func() error) error {
 	return err
 }
 
-func (m *Manager) makeNamespaces(ctx context.Context, p *Pod) error {
+func (m *Manager) makeNamespaces(ctx context.Context, p *Pod, scope func() error) error {
 	sc := p.Config.GetLinux().GetSecurityContext()
 	opt := sc.GetNamespaceOptions()
 	req := v1.RunPod{ID: p.ID, Sysctls: p.Config.GetLinux().GetSysctls()}
@@ -138,8 +145,11 @@ func (m *Manager) makeNamespaces(ctx context.Context, p *Pod) error {
 	var groups *cgroup.Handles
 	if opt.GetPid() == cri.NamespaceMode_POD {
 		req.Namespaces = append(req.Namespaces, "pid")
-		var err error
-		if groups, err = m.podGroup(p); err != nil {
+		err := scope()
+		if err == nil {
+			groups, err = m.podGroup(p)
+		}
+		if err != nil {
 			return err
 		}
 		defer groups.Close()
@@ -149,11 +159,11 @@ func (m *Manager) makeNamespaces(ctx context.Context, p *Pod) error {
 
 // podGroup makes the group of the pod's own init process.
 func (m *Manager) podGroup(p *Pod) (*cgroup.Handles, error) {
-	parent, err := m.groupParent(p.Config)
+	base, err := m.base(p)
 	if err != nil {
 		return nil, err
 	}
-	group := parent + "/" + p.ID
+	group := base + "/" + p.ID
 	if err := m.cfg.Cgroups.Ensure(group); err != nil {
 		return nil, err
 	}
@@ -253,7 +263,7 @@ func (m *Manager) checkPod(c *cri.PodSandboxConfig, handler string) error {
 	if _, ok := m.cfg.OCI[handler]; handler != "" && handler != "berth" && !ok {
 		return errs.InvalidArgument.Errorf("runtime_handler %q is not configured on this node: add [runtimes.%s] to berth-cri's configuration, or correct the RuntimeClass", handler, handler)
 	}
-	if _, err := m.groupParent(c); err != nil {
+	if _, err := m.parent(c, m.cfg.Scopes != nil); err != nil {
 		return fmt.Errorf("linux.cgroup_parent: %w", err)
 	}
 	if len(c.GetHostname()) > 64 || strings.ContainsAny(c.GetHostname(), "\x00\n") {

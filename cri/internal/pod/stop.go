@@ -107,11 +107,8 @@ func (m *Manager) teardown(ctx context.Context, p *Pod) error {
 	if err := errors.Join(m.shims.RemovePod(ctx, p.ID), failStopReleased.Hit()); err != nil {
 		return err
 	}
-	if parent, err := m.groupParent(p.Config); err == nil {
-		group := parent + "/" + p.ID
-		if err := errors.Join(m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(group)); err != nil {
-			return err
-		}
+	if err := m.removeGroups(ctx, p); err != nil {
+		return err
 	}
 	return m.removeFiles(p.ID)
 }

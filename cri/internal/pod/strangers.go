@@ -23,11 +23,20 @@ import (
 // was described by a record that is damaged. Left alone it would run where nobody sees it, beside the one that the
 // kubelet starts in its place.
 func (m *Manager) endStrangers(ctx context.Context, found shims.Found) {
+	units := map[string]bool{} // of pods without a record
+	defer func() {
+		if err := m.removeStrayScopes(ctx, units); err != nil {
+			m.cfg.Log.Error("units of strangers stay", "error", err)
+		}
+	}()
 	for id := range found.Containers {
 		if _, err := m.Container(id); err == nil {
 			continue
 		}
 		m.cfg.Log.Warn("container without a record is ended", "container", id)
+		if pod := m.strangersPod(id); pod != "" {
+			units[pod] = true
+		}
 		if err := m.endStranger(ctx, id); err != nil {
 			m.cfg.Log.Error("stranger not ended", "container", id, "error", err)
 		}
@@ -37,6 +46,7 @@ func (m *Manager) endStrangers(ctx context.Context, found shims.Found) {
 			continue
 		}
 		m.cfg.Log.Warn("pod without a record is released", "pod", id)
+		units[id] = true
 		if err := errors.Join(m.shims.RemovePod(ctx, id), m.network.Unpin(id), m.removeFiles(id)); err != nil {
 			m.cfg.Log.Error("stranger not released", "pod", id, "error", err)
 		}
@@ -76,25 +86,43 @@ func (m *Manager) endStranger(ctx context.Context, id string) error {
 // endGroup kills and removes the group of a container whose pod or whose record is lost: its spec still names it. One
 // without a spec was never given a group.
 func (m *Manager) endGroup(id string) error {
+	group, err := m.specGroup(id)
+	if err != nil || group == "" {
+		return err
+	}
+	return errors.Join(m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(group))
+}
+
+// strangersPod is the pod in whose unit a container's group is, by its spec, if no record describes that pod.
+func (m *Manager) strangersPod(container string) string {
+	group, err := m.specGroup(container)
+	if err != nil {
+		return "" // endGroup says so
+	}
+	id, scoped := podOfUnit(path.Base(path.Dir(group)))
+	if _, err := m.Pod(id); !scoped || err == nil {
+		return ""
+	}
+	return id
+}
+
+// specGroup is the group that a container's spec names, or "" if there is no spec.
+func (m *Manager) specGroup(id string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(m.containerDir(id), specFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return "", nil
 	}
 	var s specs.Spec
 	if err == nil {
 		err = json.Unmarshal(b, &s)
 	}
 	if err != nil {
-		return fmt.Errorf("cgroup of container %s: %w", id, err)
+		return "", fmt.Errorf("cgroup of container %s: %w", id, err)
 	}
 	if s.Linux == nil || path.Base(s.Linux.CgroupsPath) != id {
-		return fmt.Errorf("cgroup of container %s: its spec names none of its own", id)
+		return "", fmt.Errorf("cgroup of container %s: its spec names none of its own", id)
 	}
-	group, err := cgroup.Clean(s.Linux.CgroupsPath)
-	if err != nil {
-		return err
-	}
-	return errors.Join(m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(group))
+	return cgroup.Clean(s.Linux.CgroupsPath)
 }
 
 func (m *Manager) awaitStranger(ctx context.Context, id string) error {

@@ -50,6 +50,7 @@ type Info struct {
 	Handlers      []string                 // beside the built-in one
 	Userns        bool                     // the machine has idmapped mounts
 	RRO           bool                     // and recursive read-only ones
+	Systemd       bool                     // systemd makes the pods' cgroups, and the kubelet must ask it too
 	Verbose       func() map[string]string // for a verbose Status
 }
 

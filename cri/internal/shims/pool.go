@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/berth-project/berth/cri/internal/cgroup"
+	"github.com/berth-project/berth/cri/internal/systemd"
 	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
@@ -24,7 +25,14 @@ type Config struct {
 	Dir     string         // one directory per shim below it: socket and log
 	PodsPer int            // pods one shim takes
 	Cgroups *cgroup.Layout // hierarchies of this machine
-	Group   string         // cgroup below which each shim has its own
+	Group   string         // cgroup below which each shim has its own; with Scopes a slice's
+	Scopes  Scopes         // nil: the pool makes its shims' groups by itself
+}
+
+// Scopes are systemd's units, where systemd manages the cgroup tree: see package systemd. Adopt moves a process into one
+// of its own and is idempotent; the unit ends with its last process.
+type Scopes interface {
+	Adopt(ctx context.Context, s systemd.Scope, pid int) error
 }
 
 // Pool is all shims of the node. Make it with New, call Recover once, then use it from anywhere.

@@ -101,6 +101,9 @@ func (p *Pool) enter(ctx context.Context, s *shim, limit time.Duration) (*v1.Hel
 		p.mu.Unlock()
 		return nil, err
 	}
+	if err := p.adoptShim(ctx, s, hello.Pid); err != nil { // it does without until the next daemon
+		p.log.Error("shim is not in its unit", "shim", s.id, "error", err)
+	}
 	bounded, cancel := context.WithTimeout(ctx, takeLimit)
 	defer cancel()
 	err = p.take(bounded, s, hello)

@@ -9,11 +9,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,9 +58,6 @@ func (s *shim) well() bool {
 		return true
 	}
 }
-
-// group is the shim's own cgroup.
-func (s *shim) group() string { return s.pool.cfg.Group + "/shim-" + s.id }
 
 // disconnect ends the connection, and what tells of the process.
 func (s *shim) disconnect() {
@@ -177,29 +172,12 @@ func (p *Pool) exec(s *shim) error {
 		return err
 	}
 	defer logf.Close() //nolint:errcheck // as above
-	group := s.group()
-	if err := p.cfg.Cgroups.Ensure(group); err != nil {
+	cmd := p.command(s, lf, logf)
+	if err := p.born(s, cmd); err != nil {
+		if cmd.Process != nil {
+			err = errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+		}
 		return err
-	}
-	h, err := p.cfg.Cgroups.Open(group, group)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	cmd := exec.Command(p.cfg.Binary, "--dir", s.dir) //nolint:gosec // from the configuration
-	cmd.Env = []string{}
-	cmd.Dir = "/"
-	cmd.Stderr = logf
-	cmd.ExtraFiles = []*os.File{lf}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if h.Unified != nil {
-		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(h.Unified.Fd())
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	if err := p.cfg.Cgroups.Move(group, cmd.Process.Pid); err != nil {
-		return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
 	go func() { _ = cmd.Wait() }() //nolint:gocritic // reaps; a shim outlives the pool
 	return nil

@@ -60,12 +60,12 @@ func (c *Collector) Pod(p *pod.Pod) (*cri.PodSandboxStats, error) {
 
 // podGroup reads the pod's own cgroup if the kubelet gave it one, else sums its containers'.
 func (c *Collector) podGroup(p *pod.Pod) (cgroup.Stats, error) {
-	if parent := p.Config.GetLinux().GetCgroupParent(); parent != "" {
-		clean, err := cgroup.Clean(parent)
+	if p.Config.GetLinux().GetCgroupParent() != "" {
+		parent, err := c.pods.Parent(p)
 		if err != nil {
 			return cgroup.Stats{}, err
 		}
-		s, err := c.groups.Read(clean)
+		s, err := c.groups.Read(parent)
 		if !errors.Is(err, os.ErrNotExist) {
 			return s, err
 		}

@@ -24,6 +24,9 @@ import (
 	"github.com/berth-project/berth/internal/lockfile"
 )
 
+// quarantine is the directory of records that nobody can read.
+const quarantine = "quarantine"
+
 // window is how long a changed record may wait for its sync.
 const window = time.Second
 
@@ -136,7 +139,7 @@ func (s *Store) Load(kind string) (map[string][]byte, error) {
 // Quarantine moves a record that nobody can read out of the way, names it in the log with the cause, and remembers it
 // for Damaged. The evidence stays until somebody deletes it.
 func (s *Store) Quarantine(kind, id string, cause error) {
-	to, err := atomicfile.Quarantine(s.path(kind, id), filepath.Join(s.dir, "quarantine", kind))
+	to, err := atomicfile.Quarantine(s.path(kind, id), filepath.Join(s.dir, quarantine, kind))
 	s.log.Error("damaged record quarantined", "kind", kind, "id", id, "to", to, "error", errors.Join(cause, err))
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -34,10 +34,10 @@ func newMemory() (f *os.File, mem []byte, err error) {
 	if err != nil {
 		return nil, nil, os.NewSyscallError("memfd_create", err)
 	}
-	f = os.NewFile(uintptr(fd), "blob")
+	made := os.NewFile(uintptr(fd), "blob") // not f, which a return of nil clears
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, f.Close())
+			err = errors.Join(err, made.Close())
 		}
 	}()
 	if err = unix.Ftruncate(fd, chunk*slots); err != nil {
@@ -51,7 +51,7 @@ func newMemory() (f *os.File, mem []byte, err error) {
 	if _, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		return nil, nil, errors.Join(os.NewSyscallError("fcntl F_ADD_SEALS", err), unix.Munmap(mem))
 	}
-	return f, mem, nil
+	return made, mem, nil
 }
 
 // slot is the place for the next bytes; it waits until the child has read what was there.

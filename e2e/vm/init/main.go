@@ -1,5 +1,6 @@
 // Command init is a guest's first program: /init of its initramfs, which mounts the disk, and then process 1 on the disk,
-// which mounts what a Linux system has, runs the command in /vm/command and switches the machine off.
+// which mounts what a Linux system has, runs the command in /vm/command and switches the machine off. In a guest with
+// systemd that is process 1, and this its only service.
 package main
 
 import (
@@ -11,16 +12,20 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 func main() {
 	var err error
-	if _, serr := os.Stat("/modules"); serr == nil {
+	switch _, serr := os.Stat("/modules"); {
+	case serr == nil:
 		err = enter()
-	} else {
+	case os.Getpid() == 1:
 		err = serve()
+	default:
+		err = report()
 	}
 	fmt.Println("init:", err)
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
@@ -73,7 +78,17 @@ func enter() error {
 	if err != nil {
 		return fmt.Errorf("switch to the disk: %w", err)
 	}
-	return unix.Exec("/sbin/vminit", []string{"vminit"}, os.Environ())
+	params, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	program := "/sbin/vminit"
+	for p := range strings.FieldsSeq(string(params)) {
+		if name, ok := strings.CutPrefix(p, "init="); ok {
+			program = name
+		}
+	}
+	return unix.Exec(program, []string{filepath.Base(program)}, os.Environ())
 }
 
 // serve is process 1 on the disk.
@@ -94,6 +109,11 @@ func serve() error {
 	for _, l := range [][2]string{{"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"}, {"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"}} {
 		_ = os.Symlink(l[0], l[1]) // devtmpfs may have it
 	}
+	return report()
+}
+
+// report runs the command, tells how it ended, and leaves the disk as it must be to be read.
+func report() error {
 	result, err := port("result")
 	if err != nil {
 		return err
@@ -114,7 +134,11 @@ func serve() error {
 		return err
 	}
 	unix.Sync()
-	_ = unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	// "u" remounts everything read-only, files that are open for writing or not (Documentation/admin-guide/sysrq.rst)
+	if err := os.WriteFile("/proc/sysrq-trigger", []byte("u"), 0); err != nil {
+		return err
+	}
+	time.Sleep(500 * time.Millisecond) // it does so in the background and does not say when
 	return errors.New("done")
 }
 

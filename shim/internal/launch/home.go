@@ -9,10 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// home is where the cloning thread belongs: its v1 cgroups and its pid namespace.
+// home is where the cloning thread belongs: its v1 cgroups and its pid namespace. Only that thread uses it.
 type home struct {
 	pidns int
 	tasks map[uint64]int // by device number of the hierarchy
+	// What the thread could not go back to, for want of memory: it tries again before it clones. A child of a thread that
+	// is astray would be born in a stranger's pid namespace, or not at all when that one has ended.
+	astrayPid   bool
+	astrayTasks map[int]bool
 }
 
 func openHome() (*home, error) {
@@ -20,7 +24,7 @@ func openHome() (*home, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open own pid namespace: %w", err)
 	}
-	h := &home{pidns: pidns, tasks: map[uint64]int{}}
+	h := &home{pidns: pidns, tasks: map[uint64]int{}, astrayTasks: map[int]bool{}}
 	cgroups, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return nil, err
@@ -88,13 +92,31 @@ func (h *home) enter(tasks []int) error {
 	return nil
 }
 
-// leave moves the calling thread back.
+// leave moves the calling thread back, from a pid namespace as well.
 func (h *home) leave(tasks []int) {
 	for _, fd := range tasks {
 		if own, err := h.of(fd); err == nil {
-			_, _ = unix.Write(own, []byte("0")) // can not fail: the thread was there before
+			h.astrayTasks[own] = true
 		}
 	}
+	_ = h.settle() // or before the next clone
+}
+
+// settle takes the thread to where it could not go back to. An error says that it still cannot.
+func (h *home) settle() error {
+	if h.astrayPid {
+		if err := unix.Setns(h.pidns, unix.CLONE_NEWPID); err != nil {
+			return fmt.Errorf("go back to the own pid namespace: %w", err)
+		}
+		h.astrayPid = false
+	}
+	for own := range h.astrayTasks {
+		if _, err := unix.Write(own, []byte("0")); err != nil {
+			return fmt.Errorf("go back to the own v1 cgroup: %w", err)
+		}
+		delete(h.astrayTasks, own)
+	}
+	return nil
 }
 
 func (h *home) of(fd int) (int, error) {
@@ -109,7 +131,12 @@ func (h *home) of(fd int) (int, error) {
 	return own, nil
 }
 
-func (h *home) leavePidNS() { _ = unix.Setns(h.pidns, unix.CLONE_NEWPID) } // its own: can not fail
+// enterPidNS makes a pid namespace that of the thread's next children; leave undoes it.
+func (h *home) enterPidNS(fd int) error {
+	err := unix.Setns(fd, unix.CLONE_NEWPID)
+	h.astrayPid = err == nil
+	return err
+}
 
 // enterMinimal gives the calling thread a mount namespace with one read-only tmpfs in it, which has the empty
 // directories proc, sys and root.

@@ -117,18 +117,20 @@ func (l *Launcher) Launch(ctx context.Context, req *Request) (*Child, error) {
 
 // clone runs on the cloning thread.
 func (l *Launcher) clone(req *Request, prog *program, c *Child) error {
+	if err := l.home.settle(); err != nil {
+		return err
+	}
 	defer l.home.leave(req.Tasks)
 	if err := l.home.enter(req.Tasks); err != nil {
 		return err
 	}
 	if req.PidNS >= 0 {
-		if err := unix.Setns(req.PidNS, unix.CLONE_NEWPID); err != nil {
+		if err := l.home.enterPidNS(req.PidNS); err != nil {
 			if errors.Is(err, unix.ESRCH) {
 				return errs.FailedPrecondition.Errorf("join pid namespace: %w", err)
 			}
 			return fmt.Errorf("join pid namespace: %w", err)
 		}
-		defer l.home.leavePidNS()
 	}
 	var pidfd int32
 	ca := &cloneArgs{

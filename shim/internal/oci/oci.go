@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -225,7 +226,7 @@ func (c *Container) bundle(s *executor.Start) error {
 		return err
 	}
 	if len(s.Spec.Linux.UIDMappings) > 0 { // the program's init, as the mapped root, walks through it
-		if err := errors.Join(os.Chmod(c.oci.Bundle, 0o711), os.Chmod(rootfs, 0o711)); err != nil { //nolint:gosec // search only
+		if err := errors.Join(os.Chmod(filepath.Dir(c.oci.Bundle), 0o711), os.Chmod(c.oci.Bundle, 0o711), os.Chmod(rootfs, 0o711)); err != nil { //nolint:gosec // search only
 			return err
 		}
 	}
@@ -266,6 +267,7 @@ func merge(s *executor.Start, rootfs string) (*specs.Spec, error) {
 		}
 		linux.Namespaces = append(linux.Namespaces, ns)
 	}
+	spec.Mounts = mounts(s.Spec)
 	if s.Filter != nil {
 		linux.Seccomp = &specs.LinuxSeccomp{}
 		if err := json.Unmarshal(s.Filter.Profile, linux.Seccomp); err != nil {
@@ -273,4 +275,22 @@ func merge(s *executor.Start, rootfs string) (*specs.Spec, error) {
 		}
 	}
 	return &spec, nil
+}
+
+// mounts binds the host's /sys where a sysfs cannot be mounted: only who owns a network namespace may mount the one that
+// shows it, and a user namespace on the host's network owns none.
+func mounts(s *specs.Spec) []specs.Mount {
+	has := func(kind specs.LinuxNamespaceType) bool {
+		return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind })
+	}
+	if !has(specs.UserNamespace) || has(specs.NetworkNamespace) {
+		return s.Mounts
+	}
+	all := slices.Clone(s.Mounts)
+	for i, m := range all {
+		if m.Type == "sysfs" {
+			all[i].Type, all[i].Source, all[i].Options = "bind", "/sys", append([]string{"rbind"}, m.Options...)
+		}
+	}
+	return all
 }
