@@ -10,6 +10,8 @@ import (
 	"testing"
 )
 
+func TestMain(m *testing.M) { os.Exit(Cage(m.Run)) }
+
 // tree is the lab of the sources that this test is part of.
 func tree(t *testing.T) Lab {
 	t.Helper()

@@ -20,7 +20,9 @@ import (
 	"github.com/berth-project/berth/e2e/mutants"
 )
 
-func main() {
+func main() { os.Exit(mutants.Cage(hunt)) }
+
+func hunt() int {
 	root := flag.String("root", "..", "the tree")
 	tools := flag.String("tools", os.Getenv("BERTH_TOOLS"), "third-party programs that tests ask for")
 	only := flag.String("run", "", "only mutants whose name matches")
@@ -30,8 +32,9 @@ func main() {
 	defer stop()
 	if err := command(ctx, mutants.Lab{Root: *root, Tools: *tools}, *only, *list, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
-		os.Exit(1) //nolint:gocritic // stop has nothing left to do
+		return 1
 	}
+	return 0
 }
 
 func command(ctx context.Context, lab mutants.Lab, only string, list bool, w io.Writer) error {
