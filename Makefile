@@ -18,7 +18,8 @@ PROGRAMS := cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-cni cni/cmd/bert
 # The upstream plugins that berth-cni replaces, each under its own name.
 UPSTREAM := bridge ptp host-local static loopback portmap bandwidth firewall tuning
 RUN_PACKAGES := busybox-static nftables iptables iproute2 procps util-linux gcc libc6-dev
-PACKAGES := $(RUN_PACKAGES) iputils-ping conntrack strace libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr
+VM_PACKAGES  := qemu-system-x86 kmod apparmor e2fsprogs
+PACKAGES := $(RUN_PACKAGES) iputils-ping conntrack strace libseccomp-dev pkg-config e2fsprogs xfsprogs btrfs-progs fio bird2 frr ethtool
 
 export GOFLAGS := -mod=readonly
 
@@ -80,9 +81,10 @@ conformance-cri: setup build tools ## critest on Berth and on containerd, both i
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
 
 .PHONY: conformance-csi
-conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-csi
-	@mkdir -p $(OUT)
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
+conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-csi, those with project quota in a virtual machine
+	@./e2e/setup.sh $(VM_PACKAGES)
+	@mkdir -p $(OUT) .cache/vm
+	cd e2e && BERTH_VM=$(CURDIR)/.cache/vm BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
 
 .PHONY: conformance-cni
 conformance-cni: setup build tools ## Upstream's own tests and containerd on berth-cni, then the CNI suite on both, a column for each
@@ -91,7 +93,6 @@ conformance-cni: setup build tools ## Upstream's own tests and containerd on ber
 	cd e2e && $(GO) run ./cmd/cni-conform -backend iptables berth=$(BIN)/plugins
 	cd e2e && $(GO) run ./cmd/cni-conform berth=$(BIN)/plugins upstream=$(TOOLS)
 
-VM_PACKAGES := qemu-system-x86 kmod apparmor e2fsprogs
 .PHONY: test-vm
 test-vm: ## Boot a virtual machine with Debian's 6.12 kernel and ask it who it is
 	@./e2e/setup.sh $(VM_PACKAGES)

@@ -51,7 +51,10 @@ if [ "$what" = all ]; then
 build cluster 0 '' .=cluster
 k=github.com/kubernetes-csi
 build csiprovisioner 0 '' $k/external-provisioner/v6/cmd/csi-provisioner=csi-provisioner
-build csisidecars 0 '' $k/external-resizer/v2/cmd/csi-resizer=csi-resizer $k/external-snapshotter/v8/cmd/csi-snapshotter=csi-snapshotter
+build csisidecars 0 '' $k/external-resizer/v2/cmd/csi-resizer=csi-resizer $k/external-snapshotter/v8/cmd/csi-snapshotter=csi-snapshotter \
+  $k/external-snapshotter/v8/cmd/snapshot-controller=snapshot-controller
+mkdir -p "$out/crds" # upstream's definitions of VolumeSnapshot and its kin, as a cluster's operator installs them
+install -m 0644 "$(cd "$here/build/csisidecars" && go list -m -f '{{.Dir}}' $k/external-snapshotter/client/v8)"/config/crd/*snapshot*.yaml "$out/crds/"
 build csisanity 0 '' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity=csi-sanity
 build kubeproxy 0 '' k8s.io/kubernetes/cmd/kube-proxy=kube-proxy
 # With cgo: one of its backends does not compile without.

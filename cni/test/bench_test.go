@@ -21,11 +21,11 @@ func ours(n *node, name, extra string) attacher {
 	return attacher{
 		name,
 		func(id string, s *ns) error {
-			_, err := n.run(call{verb: "ADD", id: id, netns: s.path(), conf: conf})
+			_, err := n.run(call{verb: "ADD", id: id, netns: s.Path(), conf: conf})
 			return err
 		},
 		func(id string, s *ns) error {
-			_, err := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: conf})
+			_, err := n.run(call{verb: "DEL", id: id, netns: s.Path(), conf: conf})
 			return err
 		},
 	}
@@ -40,7 +40,7 @@ func upstream(n *node, name, dir, data, ports string) attacher {
 	}
 	prev := map[string][]byte{}
 	run := func(plugin, verb, id string, s *ns, conf string) ([]byte, error) {
-		return n.run(call{verb: verb, id: id, netns: s.path(), conf: conf, bin: filepath.Join(dir, plugin), env: []string{"CNI_PATH=" + dir}})
+		return n.run(call{verb: verb, id: id, netns: s.Path(), conf: conf, bin: filepath.Join(dir, plugin), env: []string{"CNI_PATH=" + dir}})
 	}
 	return attacher{
 		name,

@@ -32,7 +32,7 @@ func killAndConverge(t *testing.T, n *node, witness *pod, conf, point, next stri
 	t.Helper()
 	verb := strings.Split(point, ".")[1]
 	id, s := point+"-"+next, newNS(t)
-	c := call{id: id, netns: s.path(), conf: conf, env: []string{"BERTH_FAIL=" + point + "=kill"}}
+	c := call{id: id, netns: s.Path(), conf: conf, env: []string{"BERTH_FAIL=" + point + "=kill"}}
 	gc := c
 	gc.verb, gc.env = "GC", nil
 	gc.conf = n.conf("1.1.0", dual+ports+`,"cni.dev/valid-attachments":[{"containerID":"witness","ifname":"eth0"}]`)
@@ -64,12 +64,12 @@ func killAndConverge(t *testing.T, n *node, witness *pod, conf, point, next stri
 		t.Errorf("%s, then %s: %v", point, next, err)
 	}
 	if next == "ADD" {
-		if _, err := n.run(call{verb: "CHECK", id: id, netns: s.path(), conf: conf}); err != nil {
+		if _, err := n.run(call{verb: "CHECK", id: id, netns: s.Path(), conf: conf}); err != nil {
 			t.Errorf("%s, then ADD, then CHECK: %v", point, err)
 		}
 	}
 	for range 2 {
-		if _, err := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: conf}); err != nil {
+		if _, err := n.run(call{verb: "DEL", id: id, netns: s.Path(), conf: conf}); err != nil {
 			t.Errorf("%s, then %s, then DEL: %v", point, next, err)
 		}
 	}
@@ -79,7 +79,7 @@ func killAndConverge(t *testing.T, n *node, witness *pod, conf, point, next stri
 	if c := n.census(t); strings.Count(c, "bth") != strings.Count(n.censusOf(t, witness), "bth") {
 		t.Fatalf("%s, then %s leaves\n%s", point, next, c)
 	}
-	_ = s.f.Close()
+	s.Close()
 }
 
 // censusOf is the part of the census that speaks of one pod.
@@ -108,7 +108,7 @@ func TestKilledAtEachSystemCall(t *testing.T) {
 			"-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", kind, nth), n.bin)
 		cmd.Env = []string{"CNI_COMMAND=" + c.verb, "CNI_CONTAINERID=" + id, "CNI_IFNAME=eth0", "CNI_NETNS=" + netns}
 		cmd.Stdin = strings.NewReader(conf)
-		err := n.do(cmd.Run)
+		err := n.Do(cmd.Run)
 		return err != nil
 	}
 	runs := 0
@@ -121,14 +121,14 @@ func TestKilledAtEachSystemCall(t *testing.T) {
 						t.Fatalf("%s: ADD before: %v", id, err)
 					}
 				}
-				killed := trace(verb, id, s.path(), kind, nth)
+				killed := trace(verb, id, s.Path(), kind, nth)
 				runs++
-				if _, err := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: conf}); err != nil {
+				if _, err := n.run(call{verb: "DEL", id: id, netns: s.Path(), conf: conf}); err != nil {
 					t.Errorf("%s: DEL: %v", id, err)
 				}
 				// The kernel may still be deleting on behalf of the child that a killed DEL left.
 				eventually(t, func() bool { return n.census(t) == "" })
-				_ = s.f.Close()
+				s.Close()
 				if !killed {
 					break
 				}
@@ -178,7 +178,7 @@ func TestDamagedState(t *testing.T) {
 	spoil("attachments/*")
 	spoil("lock")
 	others("record")
-	if _, err := n.run(call{verb: "DEL", id: "a", netns: s.path(), conf: conf}); err != nil {
+	if _, err := n.run(call{verb: "DEL", id: "a", netns: s.Path(), conf: conf}); err != nil {
 		t.Error(err)
 	}
 	if out := s.sh(t, "ip -o link"); strings.Contains(out, "eth0") {
@@ -197,7 +197,7 @@ func TestAnotherBoot(t *testing.T) {
 		if _, err := n.tryAdd(s, fmt.Sprint("old", i), conf, ""); err != nil {
 			t.Fatal(err)
 		}
-		_ = s.f.Close()
+		s.Close()
 	}
 	eventually(t, func() bool { return !strings.Contains(n.sh(t, "ip -o link"), "bth") })
 	lock := filepath.Join(n.state, "lock")
@@ -236,7 +236,7 @@ func TestFlushedRuleset(t *testing.T) {
 		n.sh(t, "nft add table inet foreign")
 		n.sh(t, "nft add chain inet foreign c")
 		expect(t, "flushed", n.outside, "tcp", nodeIP4, 8080, "-")
-		if _, err := n.run(call{verb: "CHECK", id: a.id, netns: a.path(), conf: a.conf}); code(err) != 101 {
+		if _, err := n.run(call{verb: "CHECK", id: a.id, netns: a.Path(), conf: a.conf}); code(err) != 101 {
 			t.Errorf("CHECK after a flush: %v", err)
 		}
 		b := newNS(t)
@@ -253,7 +253,7 @@ func TestFlushedRuleset(t *testing.T) {
 			b = p.ns
 			n.sh(t, "nft delete table inet berth-node")
 		}
-		if _, err := n.run(call{verb: verb, id: id, netns: b.path(), conf: n.conf("1.1.0", dual)}); err != nil {
+		if _, err := n.run(call{verb: verb, id: id, netns: b.Path(), conf: n.conf("1.1.0", dual)}); err != nil {
 			t.Errorf("%s: %v", verb, err)
 		}
 		expect(t, "after "+verb, n.outside, "tcp", nodeIP4, 8080, outIP4)
@@ -261,7 +261,7 @@ func TestFlushedRuleset(t *testing.T) {
 			t.Errorf("%s touched a foreign table", verb)
 		}
 		if verb == "ADD" {
-			if _, err := n.run(call{verb: "DEL", id: id, netns: b.path(), conf: n.conf("1.1.0", dual)}); err != nil {
+			if _, err := n.run(call{verb: "DEL", id: id, netns: b.Path(), conf: n.conf("1.1.0", dual)}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -284,7 +284,7 @@ func TestCheckFinds(t *testing.T) {
 		{n.ns, "ip link del " + a.host, "", "is missing"},
 	} {
 		c.in.sh(t, c.break_)
-		_, err := n.run(call{verb: "CHECK", id: "a", netns: a.path(), conf: a.conf})
+		_, err := n.run(call{verb: "CHECK", id: "a", netns: a.Path(), conf: a.conf})
 		if code(err) != 101 || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("after %q: %v", c.break_, err)
 		}

@@ -17,16 +17,16 @@ func TestBandwidth(t *testing.T) {
 	limits := `,"runtimeConfig":{"bandwidth":{"ingressRate":8000000,"ingressBurst":400000,"egressRate":8000000,"egressBurst":400000}}`
 	p := n.addPod(t, "slow", dual+limits)
 	p.swallow(t, 80)
-	if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.path(), conf: p.conf}); err != nil {
+	if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.Path(), conf: p.conf}); err != nil {
 		t.Error(err)
 	}
 	start := time.Now()
-	err := n.do(func() error { return push(net.JoinHostPort(p.v4, "80"), 1<<20) })
+	err := n.Do(func() error { return push(net.JoinHostPort(p.v4, "80"), 1<<20) })
 	if took := time.Since(start); err != nil || took < 600*time.Millisecond {
 		t.Errorf("1 MiB at 8 Mbit/s took %v, %v", took, err)
 	}
 	n.sh(t, "tc qdisc del dev "+p.host+" root")
-	if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.path(), conf: p.conf}); code(err) != 101 || !strings.Contains(err.Error(), "limited") {
+	if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.Path(), conf: p.conf}); code(err) != 101 || !strings.Contains(err.Error(), "limited") {
 		t.Errorf("CHECK without the limit: %v", err)
 	}
 	// Runtimes send 2³¹-1 when nobody chose a burst: that must not mean a quarter of a gigabyte.
@@ -34,7 +34,7 @@ func TestBandwidth(t *testing.T) {
 	if out := n.sh(t, "tc qdisc show dev "+q.host); !strings.Contains(out, "burst 20000b") && !strings.Contains(out, "burst 15000b") {
 		t.Errorf("burst: %s", out)
 	}
-	if _, err := n.run(call{verb: "ADD", id: "bad", netns: newNS(t).path(), conf: n.conf("1.1.0", `,"runtimeConfig":{"bandwidth":{"ingressRate":8}}`)}); code(err) != 7 || !strings.Contains(err.Error(), "ingressBurst") {
+	if _, err := n.run(call{verb: "ADD", id: "bad", netns: newNS(t).Path(), conf: n.conf("1.1.0", `,"runtimeConfig":{"bandwidth":{"ingressRate":8}}`)}); code(err) != 7 || !strings.Contains(err.Error(), "ingressBurst") {
 		t.Errorf("a rate without a burst: %v", err)
 	}
 }
@@ -42,7 +42,7 @@ func TestBandwidth(t *testing.T) {
 // swallow reads all that clients send and closes.
 func (n *ns) swallow(t testing.TB, port int) {
 	t.Helper()
-	if err := n.do(func() error {
+	if err := n.Do(func() error {
 		l, err := net.Listen("tcp", fmt.Sprint(":", port))
 		if err != nil {
 			return err
@@ -173,12 +173,12 @@ func (n *node) bridged(t *testing.T, id, more string) (*pod, error) {
 	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"br","type":"bridge","bridge":"br7","isDefaultGateway":true,"stateDir":%q,
 		"ipam":{"type":"host-local","subnet":"10.66.0.0/24","dataDir":%q}%s}`, n.state, filepath.Join(n.state, "leases-of-br"), more)
 	bin := n.as(t, "bridge")
-	out, err := n.run(call{verb: "ADD", id: id, netns: s.path(), conf: conf, bin: bin})
+	out, err := n.run(call{verb: "ADD", id: id, netns: s.Path(), conf: conf, bin: bin})
 	if err != nil {
 		return nil, err
 	}
 	t.Cleanup(func() {
-		if _, err := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: conf, bin: bin}); err != nil {
+		if _, err := n.run(call{verb: "DEL", id: id, netns: s.Path(), conf: conf, bin: bin}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -239,10 +239,10 @@ func TestPortmapOptions(t *testing.T) {
 		conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"br","type":"portmap","stateDir":%q%s,
 			"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":132,"containerPort":132,"protocol":"sctp"}]},
 			"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":%q}],"ips":[{"address":"%s/24","interface":0}]}}`,
-			n.state, c.option, p.path(), p.v4)
+			n.state, c.option, p.Path(), p.v4)
 		run := func(verb string) {
 			t.Helper()
-			if _, err := n.run(call{verb: verb, id: p.id, netns: p.path(), conf: conf, bin: bin}); err != nil {
+			if _, err := n.run(call{verb: verb, id: p.id, netns: p.Path(), conf: conf, bin: bin}); err != nil {
 				t.Fatalf("%s%s: %v", verb, c.option, err)
 			}
 		}
@@ -266,7 +266,7 @@ func TestIPTablesMissing(t *testing.T) {
 	bin, s := n.as(t, "bridge"), newNS(t)
 	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"br","type":"bridge","bridge":"br7","ipMasq":true,"ipMasqBackend":"iptables","stateDir":%q,
 		"ipam":{"type":"host-local","subnet":"10.66.0.0/24","dataDir":%q}}`, n.state, filepath.Join(n.state, "leases-of-br"))
-	out, err := n.run(call{verb: "ADD", id: "a", netns: s.path(), conf: conf, bin: bin, env: []string{"PATH=/nonexistent"}})
+	out, err := n.run(call{verb: "ADD", id: "a", netns: s.Path(), conf: conf, bin: bin, env: []string{"PATH=/nonexistent"}})
 	if code(err) != 7 || !strings.Contains(err.Error(), "iptables-save") || !strings.Contains(err.Error(), "nftables") {
 		t.Fatalf("%s, %v", out, err)
 	}

@@ -9,7 +9,7 @@ import (
 func (n *node) human(t *testing.T, words ...string) (string, error) {
 	t.Helper()
 	var out []byte
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		out, err = exec.Command(n.bin, append(words, n.state)...).CombinedOutput()
 		return err
 	})

@@ -8,13 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sort"
 	"strings"
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/berth-project/berth/cni/test/netlab"
 )
 
 // build compiles the plugin once for all tests.
@@ -41,62 +40,21 @@ func TestMain(m *testing.M) {
 }
 
 // ns is a network namespace that lives as long as its descriptor.
-type ns struct{ f *os.File }
+type ns struct{ *netlab.NS }
 
 func newNS(t testing.TB) *ns {
 	t.Helper()
-	ch := make(chan *os.File)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Error(err)
-			close(ch)
-			return
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			t.Error(err)
-		}
-		ch <- f
-	}()
-	f := <-ch
-	if f == nil {
-		t.FailNow()
-	}
-	n := &ns{f}
-	t.Cleanup(func() { _ = f.Close() })
-	return n
-}
-
-func (n *ns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.f.Fd()) }
-
-// do runs fn on a thread in the namespace; the thread is thrown away.
-func (n *ns) do(fn func() error) error {
-	ch := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(int(n.f.Fd()), unix.CLONE_NEWNET); err != nil {
-			ch <- err
-			return
-		}
-		ch <- fn()
-	}()
-	return <-ch
+	return &ns{netlab.Bare(t)}
 }
 
 // sh runs one command (no shell) in the namespace.
 func (n *ns) sh(t testing.TB, line string) string {
 	t.Helper()
-	var out []byte
-	err := n.do(func() (err error) {
-		args := strings.Fields(line)
-		out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
-		return err
-	})
+	out, err := n.Try(line)
 	if err != nil {
-		t.Fatalf("%s: %v: %s", line, err, out)
+		t.Fatal(err)
 	}
-	return string(out)
+	return out
 }
 
 // node is a machine: its namespace, a client outside, and the plugin's state.
@@ -120,7 +78,7 @@ func newNode(t testing.TB) *node {
 		t.Fatal(err)
 	}
 	n := &node{ns: newNS(t), outside: newNS(t), state: filepath.Join(t.TempDir(), "state"), bin: bin}
-	n.sh(t, fmt.Sprintf("ip link add up0 type veth peer name up0 netns %s", n.outside.path()))
+	n.sh(t, fmt.Sprintf("ip link add up0 type veth peer name up0 netns %s", n.outside.Path()))
 	for _, e := range []struct {
 		ns                    *ns
 		v4, v6, mac, peer, to string
@@ -205,7 +163,7 @@ func (n *node) run(c call) (out []byte, err error) {
 	cmd.Stdin = strings.NewReader(c.conf)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err = n.do(cmd.Run)
+	err = n.Do(cmd.Run)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		if ws, ok := exit.Sys().(interface{ Signaled() bool }); ok && ws.Signaled() {
@@ -250,7 +208,7 @@ type pod struct {
 func ip(s string) string { a, _, _ := strings.Cut(s, "/"); return a }
 
 func (n *node) tryAdd(p *ns, id, conf, args string) (*pod, error) {
-	out, err := n.run(call{verb: "ADD", id: id, netns: p.path(), conf: conf, args: args})
+	out, err := n.run(call{verb: "ADD", id: id, netns: p.Path(), conf: conf, args: args})
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +240,7 @@ func (n *node) addPod(t testing.TB, id, extra string) *pod {
 
 func (p *pod) del(t testing.TB) {
 	t.Helper()
-	if _, err := p.node.run(call{verb: "DEL", id: p.id, netns: p.path(), conf: p.conf}); err != nil {
+	if _, err := p.node.run(call{verb: "DEL", id: p.id, netns: p.Path(), conf: p.conf}); err != nil {
 		t.Errorf("DEL %s: %v", p.id, err)
 	}
 }

@@ -32,19 +32,19 @@ func TestIPTables(t *testing.T) {
 		if strings.Count(during, "BTH-") < 20 || strings.Contains(n.sh(t, "nft list tables"), "berth-node") {
 			t.Errorf("rules of a pod:\n%s", during)
 		}
-		if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.path(), conf: p.conf}); err != nil {
+		if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.Path(), conf: p.conf}); err != nil {
 			t.Error(err)
 		}
 		for _, flush := range []string{"iptables -t raw -F", "iptables -t nat -F", "ip6tables -t nat -F POSTROUTING"} {
 			n.sh(t, flush)
 		}
-		if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.path(), conf: p.conf}); code(err) != 101 {
+		if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.Path(), conf: p.conf}); code(err) != 101 {
 			t.Errorf("CHECK after a flush: %v", err)
 		}
 		if _, err := n.run(call{verb: "STATUS", conf: n.conf("1.1.0", dual)}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.path(), conf: p.conf}); err != nil {
+		if _, err := n.run(call{verb: "CHECK", id: p.id, netns: p.Path(), conf: p.conf}); err != nil {
 			t.Errorf("STATUS did not mend: %v", err)
 		}
 		p.del(t)

@@ -101,7 +101,7 @@ func (n *node) mutations(t *testing.T, plugin, conf string, rounds int) {
 			continue // state of the machine's own is not ours to try
 		}
 		id := fmt.Sprintf("m%d", i)
-		_, err = n.run(call{verb: "ADD", id: id, netns: s.path(), conf: string(b), args: args, bin: bin})
+		_, err = n.run(call{verb: "ADD", id: id, netns: s.Path(), conf: string(b), args: args, bin: bin})
 		if err != nil {
 			refused++
 			if c := code(err); c < 1 || c > 11 && c != 100 && c != 999 || c == 999 && !known(err) {
@@ -112,7 +112,7 @@ func (n *node) mutations(t *testing.T, plugin, conf string, rounds int) {
 			}
 		}
 		for _, del := range []string{string(b), conf} {
-			if _, derr := n.run(call{verb: "DEL", id: id, netns: s.path(), conf: del, bin: bin}); derr != nil && del == conf {
+			if _, derr := n.run(call{verb: "DEL", id: id, netns: s.Path(), conf: del, bin: bin}); derr != nil && del == conf {
 				t.Fatalf("DEL after %s: %v", b, derr)
 			}
 		}

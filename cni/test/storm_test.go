@@ -26,7 +26,7 @@ func TestStorm(t *testing.T) {
 		s := newNS(t)
 		wg.Go(func() {
 			for i := range 12 {
-				c := call{verb: "ADD", id: fmt.Sprintf("w%di%d", w, i), netns: s.path(), conf: conf}
+				c := call{verb: "ADD", id: fmt.Sprintf("w%di%d", w, i), netns: s.Path(), conf: conf}
 				c.env = fate(rng, points)
 				out, err := n.run(c)
 				mine := ""
@@ -42,7 +42,7 @@ func TestStorm(t *testing.T) {
 					t.Errorf("ADD %s: %v", c.id, err)
 				}
 				if err == nil {
-					if _, err := n.run(call{verb: "CHECK", id: c.id, netns: s.path(), conf: conf}); err != nil {
+					if _, err := n.run(call{verb: "CHECK", id: c.id, netns: s.Path(), conf: conf}); err != nil {
 						t.Errorf("CHECK %s: %v", c.id, err)
 					}
 				}

@@ -59,7 +59,7 @@ func (n *node) mortal(bin, verb, id, netns, conf string, after time.Duration) ([
 	cmd.Stdin = strings.NewReader(conf)
 	var stdout bytes.Buffer
 	cmd.Stdout, cmd.WaitDelay = &stdout, time.Second
-	err := n.do(func() error {
+	err := n.Do(func() error {
 		if err := cmd.Start(); err != nil {
 			return err
 		}
@@ -138,7 +138,7 @@ func (s *storm) fate(rng *rand.Rand) time.Duration {
 func (s *storm) work(ns *ns, rng *rand.Rand, w, rounds int) {
 	for i := range rounds {
 		id := fmt.Sprintf("w%di%d", w, i)
-		out, err := s.mortal(s.bin, "ADD", id, ns.path(), s.conf, s.fate(rng))
+		out, err := s.mortal(s.bin, "ADD", id, ns.Path(), s.conf, s.fate(rng))
 		mine := ""
 		s.mu.Lock()
 		s.adds++
@@ -161,7 +161,7 @@ func (s *storm) work(ns *ns, rng *rand.Rand, w, rounds int) {
 		delete(s.owner, mine)
 		s.mu.Unlock()
 		for after := s.fate(rng); ; after = 0 { // a runtime tries until DEL succeeds
-			_, err := s.mortal(s.bin, "DEL", id, ns.path(), s.conf, after)
+			_, err := s.mortal(s.bin, "DEL", id, ns.Path(), s.conf, after)
 			s.mu.Lock()
 			s.dels++
 			if errors.Is(err, errKilled) {
@@ -192,7 +192,7 @@ func TestTortureReboots(t *testing.T) {
 				for i := range pods {
 					s := newNS(t)
 					all = append(all, s)
-					if _, err := n.run(call{verb: "ADD", id: fmt.Sprintf("b%dp%d", boot, i), netns: s.path(), conf: conf, bin: bin}); err != nil {
+					if _, err := n.run(call{verb: "ADD", id: fmt.Sprintf("b%dp%d", boot, i), netns: s.Path(), conf: conf, bin: bin}); err != nil {
 						t.Fatalf("boot %d, pod %d: %v", boot, i, err)
 					}
 				}
@@ -227,7 +227,7 @@ func leaseDir(conf string) string {
 func (n *node) reboot(t *testing.T, all []*ns, conf string) {
 	t.Helper()
 	for _, s := range all {
-		_ = s.f.Close()
+		s.Close()
 	}
 	n.sh(t, "nft flush ruleset")
 	lock := filepath.Join(n.state, "lock")

@@ -29,7 +29,7 @@ func (n *ns) serve(t testing.TB, port int) {
 	t.Helper()
 	for _, host := range []string{"0.0.0.0", "::"} {
 		fam := map[string]string{"0.0.0.0": "4", "::": "6"}[host]
-		err := n.do(func() error {
+		err := n.Do(func() error {
 			l, err := net.Listen("tcp"+fam, hostport(host, port))
 			if err != nil {
 				return err
@@ -71,7 +71,7 @@ func (n *ns) serve(t testing.TB, port int) {
 
 // ask connects from the namespace and returns what the server saw; src may bind a source address.
 func (n *ns) ask(network, src, dst string, port int) (seen string, err error) {
-	err = n.do(func() error {
+	err = n.Do(func() error {
 		d := net.Dialer{Timeout: 700 * time.Millisecond}
 		if src != "" {
 			a := netip.MustParseAddr(src)
@@ -211,7 +211,7 @@ func TestUDPFlowMoves(t *testing.T) {
 	n := newNode(t)
 	const extra = dual + `,"runtimeConfig":{"portMappings":[{"hostPort":5353,"containerPort":53,"protocol":"udp"}]}`
 	var c net.Conn
-	if err := n.outside.do(func() (err error) { c, err = net.Dial("udp", hostport(nodeIP4, 5353)); return err }); err != nil {
+	if err := n.outside.Do(func() (err error) { c, err = net.Dial("udp", hostport(nodeIP4, 5353)); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close() //nolint:errcheck // test
@@ -259,7 +259,7 @@ func frame(srcMAC, dstMAC [6]byte, src, dst string, port uint16) []byte {
 // inject sends raw frames on eth0, as a container with CAP_NET_RAW can.
 func (n *ns) inject(t *testing.T, frames ...[]byte) {
 	t.Helper()
-	err := n.do(func() error {
+	err := n.Do(func() error {
 		i, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
@@ -285,7 +285,7 @@ func (n *ns) inject(t *testing.T, frames ...[]byte) {
 func (n *ns) sink(t *testing.T, addr string) func() int {
 	t.Helper()
 	var u net.PacketConn
-	if err := n.do(func() (err error) { u, err = net.ListenPacket("udp", addr); return err }); err != nil {
+	if err := n.Do(func() (err error) { u, err = net.ListenPacket("udp", addr); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = u.Close() })
@@ -307,7 +307,7 @@ func TestSpoofing(t *testing.T) {
 	a, b := n.addPod(t, "a", dual+ports), n.addPod(t, "b", dual)
 	host := [6]byte{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}
 	var mac [6]byte
-	if err := a.do(func() error {
+	if err := a.Do(func() error {
 		i, err := net.InterfaceByName("eth0")
 		copy(mac[:], i.HardwareAddr)
 		return err

@@ -17,7 +17,7 @@ func TestVersions(t *testing.T) {
 	for i, v := range []string{"", "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run("v"+v, func(t *testing.T) {
 			conf, p, id := n.conf(v, dual), newNS(t), fmt.Sprintf("c%d", i)
-			out, err := n.run(call{verb: "ADD", id: id, netns: p.path(), conf: conf, args: "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web"})
+			out, err := n.run(call{verb: "ADD", id: id, netns: p.Path(), conf: conf, args: "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -42,7 +42,7 @@ func TestVersions(t *testing.T) {
 				verb string
 				want int
 			}{{"CHECK", wantCheck}, {"STATUS", wantNew}, {"ADD", 100}, {"DEL", 0}, {"DEL", 0}} {
-				if _, err := n.run(call{verb: c.verb, id: id, netns: p.path(), conf: conf}); code(err) != c.want {
+				if _, err := n.run(call{verb: c.verb, id: id, netns: p.Path(), conf: conf}); code(err) != c.want {
 					t.Errorf("%s: %v, want code %d", c.verb, err, c.want)
 				}
 			}
@@ -74,7 +74,7 @@ func TestDelWithoutAnything(t *testing.T) {
 	if _, err := n.tryAdd(p, "a", conf, ""); err != nil {
 		t.Fatal(err)
 	}
-	_ = p.f.Close() // the namespace dies, DEL comes with its path
+	p.Close() // the namespace dies, DEL comes with its path
 	if _, err := n.run(call{verb: "DEL", id: "a", netns: "/proc/1/fd/no-such", conf: conf}); err != nil {
 		t.Error("namespace gone:", err)
 	}
@@ -112,44 +112,44 @@ func refusals(n *node, p *ns) []refusal {
 	long := strings.Repeat("x", 5<<20)
 	base := func(s string) string { return n.conf("1.1.0", s) }
 	return []refusal{
-		{"no container id", call{verb: "ADD", netns: p.path(), conf: base("")}, 4, []string{"CNI_CONTAINERID"}},
-		{"bad container id", call{verb: "ADD", id: "../x", netns: p.path(), conf: base("")}, 4, []string{"CNI_CONTAINERID", "../x"}},
+		{"no container id", call{verb: "ADD", netns: p.Path(), conf: base("")}, 4, []string{"CNI_CONTAINERID"}},
+		{"bad container id", call{verb: "ADD", id: "../x", netns: p.Path(), conf: base("")}, 4, []string{"CNI_CONTAINERID", "../x"}},
 		{"no netns", call{verb: "ADD", id: "a", conf: base("")}, 4, []string{"CNI_NETNS"}},
-		{"bad ifname", call{verb: "ADD", id: "a", ifname: "a/b", netns: p.path(), conf: base("")}, 4, []string{"CNI_IFNAME"}},
-		{"dots ifname", call{verb: "ADD", id: "a", ifname: "..", netns: p.path(), conf: base("")}, 4, []string{"CNI_IFNAME"}},
-		{"long ifname", call{verb: "ADD", id: "a", ifname: "abcdefghijklmnop", netns: p.path(), conf: base("")}, 4, []string{"CNI_IFNAME"}},
-		{"lo", call{verb: "ADD", id: "a", ifname: "lo", netns: p.path(), conf: base("")}, 4, []string{"lo"}},
+		{"bad ifname", call{verb: "ADD", id: "a", ifname: "a/b", netns: p.Path(), conf: base("")}, 4, []string{"CNI_IFNAME"}},
+		{"dots ifname", call{verb: "ADD", id: "a", ifname: "..", netns: p.Path(), conf: base("")}, 4, []string{"CNI_IFNAME"}},
+		{"long ifname", call{verb: "ADD", id: "a", ifname: "abcdefghijklmnop", netns: p.Path(), conf: base("")}, 4, []string{"CNI_IFNAME"}},
+		{"lo", call{verb: "ADD", id: "a", ifname: "lo", netns: p.Path(), conf: base("")}, 4, []string{"lo"}},
 		{"unknown verb", call{verb: "FROB", id: "a", conf: base("")}, 4, []string{"FROB"}},
 		{"netns missing", call{verb: "ADD", id: "a", netns: "/nowhere", conf: base("")}, 8, []string{"/nowhere"}},
 		{"netns is a file", call{verb: "ADD", id: "a", netns: "/etc/passwd", conf: base("")}, 8, []string{"not a network namespace"}},
 		{"netns of another kind", call{verb: "ADD", id: "a", netns: "/proc/self/ns/uts", conf: base("")}, 8, []string{"not a network namespace"}},
 		{"own netns", call{verb: "ADD", id: "a", netns: "/proc/self/ns/net", conf: base("")}, 8, []string{"own"}},
-		{"not JSON", call{verb: "ADD", id: "a", netns: p.path(), conf: "{"}, 6, nil},
-		{"NUL", call{verb: "ADD", id: "a", netns: p.path(), conf: "\x00"}, 6, nil},
-		{"too long", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"dns":{"domain":"` + long + `"}`)}, 6, []string{"bytes"}},
-		{"version", call{verb: "ADD", id: "a", netns: p.path(), conf: n.conf("2.0.0", "")}, 1, []string{"2.0.0"}},
-		{"no name", call{verb: "ADD", id: "a", netns: p.path(), conf: `{"cniVersion":"1.1.0","type":"berth"}`}, 7, []string{"name"}},
-		{"hostile name", call{verb: "ADD", id: "a", netns: p.path(), conf: `{"cniVersion":"1.1.0","type":"berth","name":"../x"}`}, 7, []string{"../x"}},
-		{"unknown key", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"ipMask":true`)}, 2, []string{`"ipMask"`, "true", `"ipMasq"`}},
-		{"unknown range key", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"ranges":[{"subnet":"10.0.0.0/24","start":"10.0.0.3"}]`)}, 2, []string{"ranges[0].start", "10.0.0.3"}},
-		{"wrong type", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"mtu":"big"`)}, 6, []string{"mtu"}},
-		{"mtu", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"mtu":67`)}, 7, []string{"mtu", "67"}},
-		{"mtu and IPv6", call{verb: "ADD", id: "a", netns: p.path(), conf: base(dual + `,"mtu":1200`)}, 7, []string{"1280"}},
-		{"subnet", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"ranges":[{"subnet":"nonsense"}]`)}, 7, []string{"subnet", "nonsense"}},
-		{"host bits", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"ranges":[{"subnet":"10.0.0.1/24"}]`)}, 7, []string{"10.0.0.0/24"}},
-		{"start outside", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"ranges":[{"subnet":"10.0.0.0/24","rangeStart":"10.0.1.1"}]`)}, 7, []string{"rangeStart", "10.0.1.1"}},
-		{"overlap", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/16"}]`)}, 7, []string{"overlaps"}},
-		{"args", call{verb: "ADD", id: "a", netns: p.path(), args: "IP", conf: base("")}, 4, []string{"CNI_ARGS", "IP"}},
-		{"args ip", call{verb: "ADD", id: "a", netns: p.path(), args: "IP=1.2.3", conf: base("")}, 7, []string{"CNI_ARGS", "1.2.3"}},
-		{"args ip elsewhere", call{verb: "ADD", id: "a", netns: p.path(), args: "IP=9.9.9.9", conf: base("")}, 7, []string{"9.9.9.9", "10.88.0.0/16"}},
-		{"mac", call{verb: "ADD", id: "a", netns: p.path(), args: "MAC=01:00:00:00:00:00", conf: base("")}, 7, []string{"mac", "01:00"}},
-		{"port", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":80}]}`)}, 7, []string{"hostPort", "70000"}},
-		{"protocol", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"icmp"}]}`)}, 7, []string{"icmp"}},
-		{"host ip", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"x;y"}]}`)}, 7, []string{"hostIP", "x;y"}},
-		{"prevResult", call{verb: "ADD", id: "a", netns: p.path(), conf: base(`,"prevResult":{"cniVersion":"1.1.0"}`)}, 7, []string{"prevResult"}},
-		{"check unknown", call{verb: "CHECK", id: "nobody", netns: p.path(), conf: base("")}, 3, []string{"nobody"}},
+		{"not JSON", call{verb: "ADD", id: "a", netns: p.Path(), conf: "{"}, 6, nil},
+		{"NUL", call{verb: "ADD", id: "a", netns: p.Path(), conf: "\x00"}, 6, nil},
+		{"too long", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"dns":{"domain":"` + long + `"}`)}, 6, []string{"bytes"}},
+		{"version", call{verb: "ADD", id: "a", netns: p.Path(), conf: n.conf("2.0.0", "")}, 1, []string{"2.0.0"}},
+		{"no name", call{verb: "ADD", id: "a", netns: p.Path(), conf: `{"cniVersion":"1.1.0","type":"berth"}`}, 7, []string{"name"}},
+		{"hostile name", call{verb: "ADD", id: "a", netns: p.Path(), conf: `{"cniVersion":"1.1.0","type":"berth","name":"../x"}`}, 7, []string{"../x"}},
+		{"unknown key", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"ipMask":true`)}, 2, []string{`"ipMask"`, "true", `"ipMasq"`}},
+		{"unknown range key", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"ranges":[{"subnet":"10.0.0.0/24","start":"10.0.0.3"}]`)}, 2, []string{"ranges[0].start", "10.0.0.3"}},
+		{"wrong type", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"mtu":"big"`)}, 6, []string{"mtu"}},
+		{"mtu", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"mtu":67`)}, 7, []string{"mtu", "67"}},
+		{"mtu and IPv6", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(dual + `,"mtu":1200`)}, 7, []string{"1280"}},
+		{"subnet", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"ranges":[{"subnet":"nonsense"}]`)}, 7, []string{"subnet", "nonsense"}},
+		{"host bits", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"ranges":[{"subnet":"10.0.0.1/24"}]`)}, 7, []string{"10.0.0.0/24"}},
+		{"start outside", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"ranges":[{"subnet":"10.0.0.0/24","rangeStart":"10.0.1.1"}]`)}, 7, []string{"rangeStart", "10.0.1.1"}},
+		{"overlap", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/16"}]`)}, 7, []string{"overlaps"}},
+		{"args", call{verb: "ADD", id: "a", netns: p.Path(), args: "IP", conf: base("")}, 4, []string{"CNI_ARGS", "IP"}},
+		{"args ip", call{verb: "ADD", id: "a", netns: p.Path(), args: "IP=1.2.3", conf: base("")}, 7, []string{"CNI_ARGS", "1.2.3"}},
+		{"args ip elsewhere", call{verb: "ADD", id: "a", netns: p.Path(), args: "IP=9.9.9.9", conf: base("")}, 7, []string{"9.9.9.9", "10.88.0.0/16"}},
+		{"mac", call{verb: "ADD", id: "a", netns: p.Path(), args: "MAC=01:00:00:00:00:00", conf: base("")}, 7, []string{"mac", "01:00"}},
+		{"port", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":80}]}`)}, 7, []string{"hostPort", "70000"}},
+		{"protocol", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"icmp"}]}`)}, 7, []string{"icmp"}},
+		{"host ip", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"x;y"}]}`)}, 7, []string{"hostIP", "x;y"}},
+		{"prevResult", call{verb: "ADD", id: "a", netns: p.Path(), conf: base(`,"prevResult":{"cniVersion":"1.1.0"}`)}, 7, []string{"prevResult"}},
+		{"check unknown", call{verb: "CHECK", id: "nobody", netns: p.Path(), conf: base("")}, 3, []string{"nobody"}},
 		{"gc without a list", call{verb: "GC", conf: base("")}, 7, []string{"cni.dev/valid-attachments"}},
-		{"type", call{verb: "ADD", id: "a", netns: p.path(), conf: `{"cniVersion":"1.1.0","name":"x","type":"calico"}`}, 2, []string{"type", "calico", "bridge"}},
+		{"type", call{verb: "ADD", id: "a", netns: p.Path(), conf: `{"cniVersion":"1.1.0","name":"x","type":"calico"}`}, 2, []string{"type", "calico", "bridge"}},
 	}
 }
 
@@ -207,7 +207,7 @@ func TestExhaustedThenDeadNamespaces(t *testing.T) {
 	}
 	// A reboot of the runtime lost three DELs: the next ADD finds the addresses by itself.
 	for _, s := range spaces[:3] {
-		_ = s.f.Close()
+		s.Close()
 	}
 	eventually(t, func() bool { return strings.Count(n.sh(t, "ip -o link"), "bth") == 3 })
 	if _, err := n.tryAdd(newNS(t), "c7", conf, ""); err != nil {
@@ -238,11 +238,11 @@ func TestGC(t *testing.T) {
 	}
 	for id, want := range map[string]int{"keep": 0, "drop": 3} {
 		s := map[string]*ns{"keep": a, "drop": b}[id]
-		if _, err := n.run(call{verb: "CHECK", id: id, netns: s.path(), conf: conf}); code(err) != want {
+		if _, err := n.run(call{verb: "CHECK", id: id, netns: s.Path(), conf: conf}); code(err) != want {
 			t.Errorf("CHECK %s: %v", id, err)
 		}
 	}
-	if _, err := n.run(call{verb: "CHECK", id: "drop", netns: p.path(), conf: other}); err != nil {
+	if _, err := n.run(call{verb: "CHECK", id: "drop", netns: p.Path(), conf: other}); err != nil {
 		t.Error("GC reached into another network:", err)
 	}
 	p.del(t)
@@ -301,7 +301,7 @@ func TestLoopback(t *testing.T) {
 	}
 	conf := `{"cniVersion":"1.0.0","name":"lo-net","type":"loopback"}`
 	for _, c := range []call{{verb: "ADD", bin: link}, {verb: "CHECK"}, {verb: "DEL"}} {
-		c.id, c.ifname, c.netns, c.conf = "a", "lo", p.path(), conf
+		c.id, c.ifname, c.netns, c.conf = "a", "lo", p.Path(), conf
 		out, err := n.run(c)
 		if err != nil {
 			t.Fatalf("%s: %v", c.verb, err)

@@ -3,6 +3,7 @@ package test
 import (
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,10 +28,11 @@ func points(t *testing.T) []string {
 // armed is how a point is reached: most by a life, some only when something else fails first.
 func armed(point string, k kind) (env string, reachable bool) {
 	switch {
-	case strings.HasPrefix(point, "csi.loop.") && k.backend != "loop", strings.HasPrefix(point, "csi.btrfs.") && k.backend != "btrfs":
+	case strings.HasPrefix(point, "csi.loop.") && k.backend != "loop", strings.HasPrefix(point, "csi.btrfs.") && k.backend != "btrfs",
+		strings.HasPrefix(point, "csi.dir.") && k.backend != "dir", strings.HasPrefix(point, "csi.modify.") && k.backend == "dir":
 		return "", false
-	case point == "csi.loop.after_freeze" && k.fs == "", point == "csi.node_expand.after_grow" && k.backend == "btrfs":
-		return "", false // nothing is frozen without reflinks; btrfs needs no growing on the node
+	case point == "csi.loop.after_freeze" && k.fs == "", point == "csi.node_expand.after_grow" && k.backend != "loop":
+		return "", false // nothing is frozen without reflinks; a limit needs no growing on the node
 	case point == "csi.create.undo":
 		return "csi.create.after_ensure=1*error(full);" + point + "=1*kill", true
 	case point == "csi.reconcile.step":
@@ -117,7 +119,14 @@ func (c *crash) volume(name string, from *csi.VolumeContentSource) (id string) {
 func (c *crash) attach(id string) string {
 	c.t.Helper()
 	c.try(func() error { return c.stage(id, mounted("")) })
-	c.try(func() error { return c.publish(id, "", mounted(""), false) })
+	c.try(func() error {
+		if c.power != nil { // after a boot the kubelet begins anew
+			if err := c.stage(id, mounted("")); err != nil {
+				return err
+			}
+		}
+		return c.publish(id, "", mounted(""), false)
+	})
 	return c.target(id, "")
 }
 
@@ -136,7 +145,14 @@ func (c *crash) life() {
 	data := []byte(strings.Repeat("a's own bytes ", 100_000))
 	c.ok(write(p+"/file", data))
 	c.expand(a, p)
-	if c.kind.name == "loop" { // only at rest
+	c.try(func() error {
+		_, err := c.ControllerModifyVolume(c.ctx(), &csi.ControllerModifyVolumeRequest{VolumeId: a, MutableParameters: tuning(c.kind, true)})
+		return err
+	})
+	if !tuned(t, c.lab, a, p, true) {
+		t.Errorf("%s: the volume is not as it was modified", c.point)
+	}
+	if c.kind.atRest() { // only at rest
 		c.detach(a)
 	}
 	var snap string
@@ -145,7 +161,7 @@ func (c *crash) life() {
 		snap = r.GetSnapshot().GetSnapshotId()
 		return err
 	})
-	if c.kind.name == "loop" {
+	if c.kind.atRest() {
 		p = c.attach(a)
 	}
 	c.ok(write(p+"/file", []byte("later")))
@@ -222,10 +238,16 @@ func write(path string, data []byte) error {
 // TestPowerLoss: the same with the file system that holds journal and pool shut down at the moment of death, so that
 // only what was synced is there when it is mounted again (FS_IOC_SHUTDOWN without flushing the log).
 func TestPowerLoss(t *testing.T) {
-	k := kind{"loop-ext4", "loop", "ext4"}
+	for _, k := range []kind{{"loop-ext4", "loop", "ext4"}, {"loop-xfs", "loop", "xfs"}} { // btrfs has no such ioctl before Linux 6.19
+		t.Run(k.name, func(t *testing.T) { losePower(t, k) })
+	}
+}
+
+func losePower(t *testing.T, k kind) {
 	for _, point := range points(t) {
 		verb := strings.Split(point, ".")[1]
-		if !strings.Contains("create delete expand snapshot delete_snapshot journal loop", verb) || strings.Contains(point, "freeze") || strings.Contains(point, "undo") {
+		known := []string{"create", "delete", "expand", "snapshot", "delete_snapshot", "journal", "loop", "stage", "publish", "unpublish", "unstage"}
+		if !slices.Contains(known, verb) || strings.Contains(point, "freeze") || strings.Contains(point, "undo") {
 			continue
 		}
 		t.Run(point, func(t *testing.T) {
@@ -236,7 +258,6 @@ func TestPowerLoss(t *testing.T) {
 			l.ok(os.WriteFile(l.conf, []byte(strings.Replace(string(b), l.dir+"/root", l.mnt+"/root", 1)), 0o600))
 			l.command("rm", "-rf", l.poolDir())
 			c := &crash{lab: l, point: point}
-			c.kind.name = "loop" // no reflinks
 			c.power = func() { powerLoss(l) }
 			l.start(point + "=1*kill")
 			c.powerLife()

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(isolated) == "" {
 		os.Exit(isolate())
 	}
-	os.Exit(run(m))
+	os.Exit(inside(m))
 }
 
 const isolated = "BERTH_CSI_ISOLATED"
@@ -57,7 +58,7 @@ func isolate() int {
 	return 0
 }
 
-func run(m *testing.M) int {
+func inside(m *testing.M) int {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -68,12 +69,36 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // best effort
-	program = dir + "/berth-csi"
-	if out, err := exec.Command("go", "build", "-o", program, "../cmd/berth-csi").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "%v: %s\n", err, out)
-		return 1
+	if program = os.Getenv("BERTH_CSI_PROGRAM"); program == "" {
+		program = dir + "/berth-csi"
+		if out, err := exec.Command("go", "build", "-o", program, "../cmd/berth-csi").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%v: %s\n", err, out)
+			return 1
+		}
+	}
+	if os.Getenv(quotaHere) != "" {
+		if err := underQuota(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 	}
 	return m.Run()
+}
+
+// underQuota takes CAP_SYS_RESOURCE from the tests, which write into volumes as tenants do: ext4 lets who has it write
+// beyond a limit. The driver, which they start, has it.
+func underQuota() error {
+	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(header, &caps[0]); err != nil {
+		return err
+	}
+	caps[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(&caps[0])), 0)
+	if errno != 0 {
+		return fmt.Errorf("capset: %w", errno)
+	}
+	return nil
 }
 
 // kind is a pool to test on.
@@ -81,9 +106,18 @@ type kind struct {
 	name, backend, fs string // fs: what the pool is on; "": the directory of the test
 }
 
+// quotaHere says that this kernel has project quota and the tests shall be of the backend that needs it: in a guest.
+const quotaHere = "BERTH_CSI_QUOTA"
+
 func kinds() []kind {
+	if os.Getenv(quotaHere) != "" {
+		return []kind{{"dir-ext4", "dir", "ext4"}, {"dir-xfs", "dir", "xfs"}}
+	}
 	return []kind{{"loop", "loop", ""}, {"loop-xfs", "loop", "xfs"}, {"btrfs", "btrfs", "btrfs"}}
 }
+
+// atRest says that only volumes that are not in use are snapshotted and cloned.
+func (k kind) atRest() bool { return k.name == "loop" || k.backend == "dir" }
 
 // each runs a test on every kind of pool.
 func each(t *testing.T, run func(t *testing.T, k kind)) {
@@ -106,6 +140,7 @@ type lab struct {
 	csi.ControllerClient
 	csi.NodeClient
 	csi.GroupControllerClient
+	csi.SnapshotMetadataClient
 }
 
 var labs atomic.Int32
@@ -130,7 +165,11 @@ func newLab(t *testing.T, k kind, size int64, more string) *lab {
 		image := dir + "/pool.img"
 		l.ok(os.WriteFile(image, nil, 0o600))
 		l.ok(os.Truncate(image, max(size, 400<<20)))
-		l.command("mkfs."+k.fs, "-q", image)
+		args := []string{"-q", image}
+		if k.backend == "dir" && k.fs == "ext4" {
+			args = append([]string{"-O", "quota,project"}, args...)
+		}
+		l.command("mkfs."+k.fs, args...)
 		l.mnt = pool
 		l.mountPool()
 		pool += "/p"
@@ -146,7 +185,13 @@ func newLab(t *testing.T, k kind, size int64, more string) *lab {
 	return l
 }
 
-func (l *lab) mountPool() { l.command("mount", "-o", "loop", l.dir+"/pool.img", l.mnt) }
+func (l *lab) mountPool() {
+	options := "loop"
+	if l.kind.backend == "dir" {
+		options += ",prjquota"
+	}
+	l.command("mount", "-t", l.kind.fs, "-o", options, l.dir+"/pool.img", l.mnt)
+}
 
 func (l *lab) ok(err error) {
 	l.t.Helper()
@@ -181,6 +226,7 @@ func (l *lab) start(fail string) bool {
 		l.conn, err = grpc.NewClient("unix://"+l.dir+"/csi.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
 		l.ok(err)
 		l.ControllerClient, l.NodeClient, l.GroupControllerClient = csi.NewControllerClient(l.conn), csi.NewNodeClient(l.conn), csi.NewGroupControllerClient(l.conn)
+		l.SnapshotMetadataClient = csi.NewSnapshotMetadataClient(l.conn)
 	}
 	for range 1000 {
 		if c, err := net.Dial("unix", l.dir+"/csi.sock"); err == nil {

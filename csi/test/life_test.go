@@ -141,8 +141,8 @@ func snapshotAndRestore(t *testing.T, l *lab, id, path string) {
 	before := sum(t, path+"/big")
 	req := &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: id}
 	s, err := l.CreateSnapshot(l.ctx(), req)
-	if l.kind.name == "loop" { // ext4 below has no reflinks: not while it is used
-		code(t, err, codes.FailedPrecondition, "reflinks")
+	if l.kind.atRest() { // no reflinks: not while it is used
+		code(t, err, codes.FailedPrecondition, "end the pods that use it")
 		l.down(id)
 		s, err = l.CreateSnapshot(l.ctx(), req)
 	}
@@ -151,7 +151,7 @@ func snapshotAndRestore(t *testing.T, l *lab, id, path string) {
 	if err != nil || again.GetSnapshot().GetSnapshotId() != s.GetSnapshot().GetSnapshotId() || !again.GetSnapshot().GetCreationTime().AsTime().Equal(s.GetSnapshot().GetCreationTime().AsTime()) {
 		t.Errorf("the same snapshot again: %v, %v", again, err)
 	}
-	if l.kind.name == "loop" {
+	if l.kind.atRest() {
 		l.up(id, mounted(""))
 	}
 	l.ok(os.WriteFile(path+"/big", []byte("overwritten"), 0o600))
@@ -172,7 +172,7 @@ func snapshotAndRestore(t *testing.T, l *lab, id, path string) {
 	if n, err := fill(t, p+"/more"); n < 100*mib || n > most {
 		t.Errorf("%d bytes went into a restored volume of 192 MiB with 60 in it, %v", n, err)
 	}
-	if l.kind.name == "loop" {
+	if l.kind.atRest() {
 		l.down(rid)
 	}
 	clone, err := l.create("clone", 192*mib, mounted(""), fromVolume(rid))
@@ -182,7 +182,7 @@ func snapshotAndRestore(t *testing.T, l *lab, id, path string) {
 		t.Error("the clone's file differs")
 	}
 	l.down(clone.GetVolumeId())
-	if l.kind.name != "loop" {
+	if !l.kind.atRest() {
 		l.down(rid)
 	}
 	for _, v := range []string{rid, clone.GetVolumeId()} {

@@ -89,7 +89,7 @@ func weights(side *rig.Side) (w weight, err error) {
 	}
 	var errs [3]error
 	w.all, errs[0] = rig.PSS(own)
-	w.daemon, errs[1] = rig.PSS([]int{side.Daemon()})
+	w.daemon, errs[1] = rig.PSS(side.Daemons())
 	w.pauses, errs[2] = rig.PSS(pauses)
 	return w, errors.Join(errs[:]...)
 }

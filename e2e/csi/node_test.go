@@ -3,12 +3,10 @@
 package csi
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,13 +15,7 @@ import (
 	"time"
 
 	authv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/yaml"
-	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/berth-project/berth/e2e/harness"
 )
@@ -52,7 +44,7 @@ func TestMain(m *testing.M) {
 func inLab(m *testing.M, lab *harness.Lab) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	if err := harness.Stop(ctx, lab); err != nil { // what an interrupted run left
+	if err := errors.Join(unmountPools(lab), harness.Stop(ctx, lab)); err != nil { // what an interrupted run left
 		fmt.Fprintln(os.Stderr, "leftovers:", err)
 		return 1
 	}
@@ -89,6 +81,14 @@ func start(ctx context.Context, lab *harness.Lab) error {
 	if err := deploy(ctx); err != nil {
 		return err
 	}
+	admin, err := node.cluster.Kubeconfig("snapshots", node.cluster.Token("admin"))
+	if err != nil {
+		return err
+	}
+	if _, err := harness.Start(lab.Logs(), "snapshot-controller", nil, filepath.Join(lab.Tool, "snapshot-controller"), "--kubeconfig", admin,
+		"--kube-api-qps", "100", "--kube-api-burst", "200", "--feature-gates", "CSIVolumeGroupSnapshot=true"); err != nil {
+		return err
+	}
 	if _, err := node.cluster.StartNode(ctx, lab.Socket(), 11450); err != nil {
 		return err
 	}
@@ -99,13 +99,13 @@ func start(ctx context.Context, lab *harness.Lab) error {
 }
 
 // pools are file systems in loop files: one btrfs, one xfs.
-func pools() map[string]string { return map[string]string{"btrfs": "2Gi", "xfs": "3Gi"} }
+func pools() map[string]string { return map[string]string{"btrfs": "5Gi", "xfs": "6Gi"} }
 
 func makePools(lab *harness.Lab) error {
 	for fs, size := range pools() {
 		dir := filepath.Join(lab.Dir, "pool-"+fs)
 		image := dir + ".img"
-		bytes := map[string]int64{"2Gi": 2 << 30, "3Gi": 3 << 30}[size]
+		bytes := map[string]int64{"5Gi": 5 << 30, "6Gi": 6 << 30}[size]
 		f, err := os.Create(image)
 		if err != nil {
 			return err
@@ -124,11 +124,13 @@ func makePools(lab *harness.Lab) error {
 
 func unmountPools(lab *harness.Lab) error {
 	_ = harness.StopByPidFile(filepath.Join(lab.Logs(), "kubelet.pid")) // harness.Stop says what is wrong
-	_ = harness.StopByPidFile(filepath.Join(lab.Logs(), "berth-csi.pid"))
 	var all []error
+	for _, name := range append([]string{"berth-csi", "berth-csi-gone", "snapshot-controller"}, sidecars()...) {
+		all = append(all, harness.StopByPidFile(filepath.Join(lab.Logs(), name+".pid")))
+	}
 	for fs := range pools() {
 		dir := filepath.Join(lab.Dir, "pool-"+fs)
-		if _, err := os.Stat(dir); err != nil {
+		if err := exec.Command("mountpoint", "-q", dir).Run(); err != nil {
 			continue
 		}
 		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
@@ -138,14 +140,14 @@ func unmountPools(lab *harness.Lab) error {
 	return errors.Join(all...)
 }
 
-// deploy applies the manifests of deploy/csi, and a class for each pool.
+// deploy applies upstream's definitions of the snapshot API, the manifests of deploy/csi, and a class for each pool.
 func deploy(ctx context.Context) error {
-	for _, name := range []string{"driver.yaml", "rbac.yaml"} {
-		b, err := os.ReadFile(filepath.Join("../../deploy/csi", name))
-		if err != nil {
-			return err
-		}
-		if err := apply(ctx, string(b)); err != nil {
+	crds, err := filepath.Glob(filepath.Join(node.lab.Tool, "crds", "*.yaml")) // upstream's, as an operator installs them
+	if err != nil || len(crds) == 0 {
+		return fmt.Errorf("no definitions of the snapshot API: run `make tools`: %w", err)
+	}
+	for _, name := range append(crds, "../../deploy/csi/driver.yaml", "../../deploy/csi/rbac.yaml", "../../deploy/csi/snapshotclass.yaml") {
+		if err := applyFile(ctx, name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -160,50 +162,6 @@ func deploy(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// apply creates the objects of a manifest.
-func apply(ctx context.Context, text string) error {
-	docs := yaml.NewYAMLReader(bufio.NewReader(strings.NewReader(text)))
-	for {
-		doc, err := docs.Read()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		o, _, err := scheme.Codecs.UniversalDeserializer().Decode(doc, nil, nil)
-		if err != nil {
-			return err
-		}
-		if err := create(ctx, o); err != nil {
-			return err
-		}
-	}
-}
-
-func create(ctx context.Context, o runtime.Object) (err error) {
-	c, opts := node.cluster.Client, metav1.CreateOptions{}
-	switch o := o.(type) {
-	case *storagev1.CSIDriver:
-		_, err = c.StorageV1().CSIDrivers().Create(ctx, o, opts)
-	case *storagev1.StorageClass:
-		_, err = c.StorageV1().StorageClasses().Create(ctx, o, opts)
-	case *corev1.ServiceAccount:
-		_, err = c.CoreV1().ServiceAccounts(o.Namespace).Create(ctx, o, opts)
-	case *rbacv1.ClusterRole:
-		_, err = c.RbacV1().ClusterRoles().Create(ctx, o, opts)
-	case *rbacv1.ClusterRoleBinding:
-		_, err = c.RbacV1().ClusterRoleBindings().Create(ctx, o, opts)
-	case *rbacv1.Role:
-		_, err = c.RbacV1().Roles(o.Namespace).Create(ctx, o, opts)
-	case *rbacv1.RoleBinding:
-		_, err = c.RbacV1().RoleBindings(o.Namespace).Create(ctx, o, opts)
-	default:
-		err = fmt.Errorf("%T is not known here", o)
-	}
-	return err
 }
 
 const csiConfig = `root = %q
@@ -230,6 +188,8 @@ path = %q
 keep_free = "64Mi"
 `
 
+func socket() string { return node.lab.KubeletDir() + "/plugins/csi.berth.dev/csi.sock" }
+
 // startDriver runs berth-csi as its service account.
 func startDriver(ctx context.Context, lab *harness.Lab) error {
 	hour := int64(3600 * 4)
@@ -243,7 +203,7 @@ func startDriver(ctx context.Context, lab *harness.Lab) error {
 		return err
 	}
 	kubelet := lab.KubeletDir()
-	text := fmt.Sprintf(csiConfig, lab.Dir+"/csi", lab.Run+"/csi", lab.Node(), kubelet+"/plugins/csi.berth.dev/csi.sock", kubelet+"/plugins_registry",
+	text := fmt.Sprintf(csiConfig, lab.Dir+"/csi", lab.Run+"/csi", lab.Node(), socket(), kubelet+"/plugins_registry",
 		kubelet, lab.Run+"/csi-debug.sock", kubeconfig, lab.Dir+"/pool-btrfs/p", lab.Dir+"/pool-xfs/p")
 	node.conf = lab.Run + "/csi.toml"
 	if err := errors.Join(os.MkdirAll(kubelet+"/plugins/csi.berth.dev", 0o750), os.WriteFile(node.conf, []byte(text), 0o600)); err != nil {

@@ -16,8 +16,8 @@ import (
 // driver's ledger refuses the second, the claim is given back to the scheduler, and nothing is left behind.
 func TestTogetherTooLarge(t *testing.T) {
 	x := begin(t, "too-large")
-	s := set("pair", "btrfs", "1200Mi")
-	s.Spec.VolumeClaimTemplates = append(s.Spec.VolumeClaimTemplates, claim("more", "btrfs", "1200Mi"))
+	s := set("pair", "btrfs", "2900Mi")
+	s.Spec.VolumeClaimTemplates = append(s.Spec.VolumeClaimTemplates, claim("more", "btrfs", "2900Mi"))
 	c := &s.Spec.Template.Spec.Containers[0]
 	c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "more", MountPath: "/more"})
 	_, err := node.cluster.Client.AppsV1().StatefulSets(x.ns).Create(x.ctx, s, metav1.CreateOptions{})

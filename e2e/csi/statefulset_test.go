@@ -27,7 +27,7 @@ type test struct {
 
 func begin(t *testing.T, name string) *test {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
 	t.Cleanup(cancel)
 	x := &test{T: t, ctx: ctx, ns: name}
 	_, err := node.cluster.Client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
@@ -131,30 +131,76 @@ func (x *test) sh(pod, command string) (string, error) {
 }
 
 // TestStatefulSet: a claim becomes a volume where the scheduler placed the pod; the pod writes to its limit and is
-// stopped there; the volume grows while it is used; a clone has its bytes; when all is deleted nothing is left.
+// stopped there, and a neighbour notices nothing; the volume grows and changes its class while it is used; a snapshot, what is restored of it
+// and a clone have its bytes; when all is deleted nothing is left.
 func TestStatefulSet(t *testing.T) {
 	for _, class := range []string{"btrfs", "xfs", "ext4"} {
-		t.Run(class, func(t *testing.T) {
-			x := begin(t, "life-"+class)
-			_, err := node.cluster.Client.AppsV1().StatefulSets(x.ns).Create(x.ctx, set("db", class, "320Mi"), metav1.CreateOptions{})
-			x.ok(err)
-			x.podReady("db-0")
-			if out, err := x.sh("db-0", "dd if=/dev/zero of=/data/big bs=1M count=400 conv=fsync"); err == nil || !strings.Contains(out, "No space left") && !strings.Contains(out, "quota exceeded") {
-				t.Errorf("400 MiB went into a volume of 320: %v, %s", err, out)
-			}
-			out, err := x.sh("db-0", "rm /data/big && dd if=/dev/urandom of=/data/file bs=1M count=16 && sync && sha256sum </data/file")
-			x.ok(err)
-			want := out[strings.LastIndexByte(strings.TrimSpace(out), '\n')+1:]
-			if class != "ext4" { // growing a mounted ext4 takes CAP_SYS_RESOURCE, which this machine does not give
-				x.expand("data-db-0", "600Mi")
-				if out, err := x.sh("db-0", "dd if=/dev/zero of=/data/more bs=1M count=400 conv=fsync"); err != nil {
-					t.Errorf("400 MiB after growing to 600: %v, %s", err, out)
-				}
-			}
-			x.clone("db-0", "data-db-0", class, "700Mi", want)
-			x.clean()
-		})
+		t.Run(class, func(t *testing.T) { begin(t, "life-"+class).life(class) })
 	}
+}
+
+func (x *test) life(class string) {
+	x.Helper()
+	x.run(set("other", class, "320Mi"))
+	x.run(set("db", class, "320Mi"))
+	x.podReady("other-0")
+	x.podReady("db-0")
+	if out, err := x.sh("db-0", "dd if=/dev/zero of=/data/big bs=1M count=400 conv=fsync"); err == nil || !strings.Contains(out, "No space left") && !strings.Contains(out, "quota exceeded") {
+		x.Errorf("400 MiB went into a volume of 320: %v, %s", err, out)
+	}
+	if out, err := x.sh("other-0", "dd if=/dev/zero of=/data/big bs=1M count=200 conv=fsync"); err != nil {
+		x.Errorf("the neighbour of a full volume: %v, %s", err, out)
+	}
+	x.gone("other")
+	_, err := x.sh("db-0", "rm /data/big && dd if=/dev/urandom of=/data/file bs=1M count=16 && sync")
+	x.ok(err)
+	want := x.sum("db-0")
+	if class != "ext4" { // growing a mounted ext4 takes CAP_SYS_RESOURCE, which this machine does not give
+		x.expand("data-db-0", "600Mi")
+		if out, err := x.sh("db-0", "dd if=/dev/zero of=/data/more bs=1M count=400 conv=fsync"); err != nil {
+			x.Errorf("400 MiB after growing to 600: %v, %s", err, out)
+		}
+	}
+	x.modify("data-db-0", class)
+	x.snapshot("before", "data-db-0")
+	_, err = x.sh("db-0", "dd if=/dev/urandom of=/data/file bs=1M count=16 conv=notrunc,fsync")
+	x.ok(err)
+	x.copy("restored", class, &corev1.TypedLocalObjectReference{APIGroup: new("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "before"}, want)
+	x.gone("restored")
+	x.unsnapshot("before")
+	x.copy("copy", class, &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "data-db-0"}, x.sum("db-0"))
+	x.clean()
+}
+
+func (x *test) run(s *appsv1.StatefulSet) {
+	x.Helper()
+	_, err := node.cluster.Client.AppsV1().StatefulSets(x.ns).Create(x.ctx, s, metav1.CreateOptions{})
+	x.ok(err)
+}
+
+// gone deletes a set and its claim.
+func (x *test) gone(name string) {
+	x.Helper()
+	c := node.cluster.Client
+	x.ok(c.AppsV1().StatefulSets(x.ns).Delete(x.ctx, name, metav1.DeleteOptions{}))
+	x.ok(c.CoreV1().PersistentVolumeClaims(x.ns).Delete(x.ctx, "data-"+name+"-0", metav1.DeleteOptions{}))
+	x.await("the claim of "+name+" to be gone", func() error {
+		_, err := c.CoreV1().PersistentVolumeClaims(x.ns).Get(x.ctx, "data-"+name+"-0", metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("it is there: %w", err)
+	})
+}
+
+// sum is the checksum of the file in a pod's volume.
+func (x *test) sum(pod string) string {
+	x.Helper()
+	out, err := x.sh(pod, "sha256sum </data/file")
+	if err != nil || len(out) < 64 {
+		x.Fatalf("%s: %v: %s", pod, err, out)
+	}
+	return out
 }
 
 func (x *test) expand(name, size string) {
@@ -182,17 +228,15 @@ func (x *test) expand(name, size string) {
 	})
 }
 
-// clone makes a second set whose claim is a clone of the first one's, and compares the file.
-func (x *test) clone(pod, name, class, size, want string) {
+// copy makes a set whose claim starts as a copy of something, larger than it, and compares the file.
+func (x *test) copy(name, class string, of *corev1.TypedLocalObjectReference, want string) {
 	x.Helper()
-	s := set("copy", class, size)
-	s.Spec.VolumeClaimTemplates[0].Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: name}
-	_, err := node.cluster.Client.AppsV1().StatefulSets(x.ns).Create(x.ctx, s, metav1.CreateOptions{})
-	x.ok(err)
-	x.podReady("copy-0")
-	got, err := x.sh("copy-0", "sha256sum </data/file")
-	if err != nil || got != want {
-		x.Errorf("the clone of %s has %q, want %q, %v", pod, got, want, err)
+	s := set(name, class, "700Mi")
+	s.Spec.VolumeClaimTemplates[0].Spec.DataSource = of
+	x.run(s)
+	x.podReady(name + "-0")
+	if got := x.sum(name + "-0"); got != want {
+		x.Errorf("%s, made of %s %s, has %q, want %q", name, of.Kind, of.Name, got, want)
 	}
 }
 

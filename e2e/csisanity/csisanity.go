@@ -19,15 +19,27 @@ import (
 
 // Backend is one way in which volumes are kept: the pool's backend, the file system that the pool is on, and the one
 // that volumes have ("": the backend's default).
-type Backend struct{ Name, Kind, On, FSType string }
+type Backend struct {
+	Name, Kind, On, FSType string
+	Mkfs                   []string // more arguments
+	Mount                  string   // more options
+}
 
-// Backends are all that the README lists.
+// Backends are those that the README lists and that this machine's kernel has all for.
 func Backends() []Backend {
 	return []Backend{
-		{"loop on ext4, volumes ext4", "loop", "ext4", "ext4"},
-		{"loop on xfs, volumes xfs", "loop", "xfs", "xfs"},
-		{"loop on btrfs, volumes ext4", "loop", "btrfs", "ext4"},
-		{"btrfs", "btrfs", "btrfs", ""},
+		{Name: "loop on ext4, volumes ext4", Kind: "loop", On: "ext4", FSType: "ext4"},
+		{Name: "loop on xfs, volumes xfs", Kind: "loop", On: "xfs", FSType: "xfs"},
+		{Name: "loop on btrfs, volumes ext4", Kind: "loop", On: "btrfs", FSType: "ext4"},
+		{Name: "btrfs", Kind: "btrfs", On: "btrfs"},
+	}
+}
+
+// Quota are those that need project quota, which Debian's kernel has; see [Guest].
+func Quota() []Backend {
+	return []Backend{
+		{Name: "dir on ext4", Kind: "dir", On: "ext4", Mkfs: []string{"-O", "quota,project"}, Mount: "prjquota"},
+		{Name: "dir on xfs", Kind: "dir", On: "xfs", Mount: "prjquota"},
 	}
 }
 
@@ -53,7 +65,7 @@ func Run(ctx context.Context, b Backend, bin, tools, out string) (r Result, err 
 		return r, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := pool(b.On, dir); err != nil {
+	if err := pool(b, dir); err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, command("umount", dir+"/pool")) }()
@@ -85,9 +97,14 @@ func suite(ctx context.Context, b Backend, tools, dir, out string) (Result, erro
 	if err := os.WriteFile(dir+"/params.yaml", []byte(params), 0o600); err != nil {
 		return Result{}, err
 	}
+	tuning := map[string]string{"btrfs": "compression: zstd\n", "loop": "readAheadKiB: 512\n"}[b.Kind]
+	if err := os.WriteFile(dir+"/tuning.yaml", []byte(tuning), 0o600); err != nil {
+		return Result{}, err
+	}
 	report := filepath.Join(out, name(b)+".json")
 	cmd := exec.CommandContext(ctx, filepath.Join(tools, "csi-sanity"), "-csi.endpoint", "unix://"+dir+"/csi.sock",
 		"-csi.stagingdir", dir+"/kubelet/staging", "-csi.mountdir", dir+"/kubelet/mount", "-csi.testvolumeparameters", dir+"/params.yaml",
+		"-csi.testvolumemutableparameters", dir+"/tuning.yaml",
 		"-csi.testvolumesize", "1073741824", "-csi.testvolumeexpandsize", "2147483648", "-ginkgo.no-color", "-ginkgo.json-report", report)
 	text, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
@@ -134,13 +151,17 @@ func parse(report []byte) (r Result, err error) {
 	return r, err
 }
 
-func pool(fs, dir string) error {
+func pool(b Backend, dir string) error {
+	options := "loop"
+	if b.Mount != "" {
+		options += "," + b.Mount
+	}
 	f, err := os.Create(dir + "/pool.img")
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Truncate(24<<30), f.Close(), os.Mkdir(dir+"/pool", 0o700), command("mkfs."+fs, "-q", dir+"/pool.img"),
-		command("mount", "-o", "loop", dir+"/pool.img", dir+"/pool"))
+	return errors.Join(f.Truncate(24<<30), f.Close(), os.Mkdir(dir+"/pool", 0o700), command("mkfs."+b.On, append(slices.Clone(b.Mkfs), "-q", dir+"/pool.img")...),
+		command("mount", "-t", b.On, "-o", options, dir+"/pool.img", dir+"/pool"))
 }
 
 func command(name string, args ...string) error {

@@ -99,6 +99,7 @@ func (l *Lab) Conflist() string {
 type Options struct {
 	LogLevel string   // default info
 	Conflist string   // default Berth's own network
+	Netd     bool     // a berth-netd writes the CNI configuration, and attaches pods
 	More     string   // further TOML
 	Env      []string // further environment
 	Plugins  string   // directory of containerd's CNI plugins; default the upstream ones
@@ -116,8 +117,10 @@ func (l *Lab) WriteConfig(o Options) (string, error) {
 	if err := errors.Join(os.MkdirAll(l.Dir, 0o711), os.MkdirAll(net, 0o755)); err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(net, "10-berth.conflist"), []byte(o.Conflist), 0o644); err != nil {
-		return "", err
+	if !o.Netd {
+		if err := os.WriteFile(filepath.Join(net, "10-berth.conflist"), []byte(o.Conflist), 0o644); err != nil {
+			return "", err
+		}
 	}
 	conf := filepath.Join(l.Run, "berth.toml")
 	text := fmt.Sprintf(criConfig, filepath.Join(l.Dir, "berth"), filepath.Join(l.Run, "berth"), l.Socket(), filepath.Join(l.Run, "debug.sock"), o.LogLevel, l.CDI(),
@@ -130,6 +133,11 @@ func (l *Lab) StartCRI(ctx context.Context, o Options) (*Process, error) {
 	conf, err := l.WriteConfig(o)
 	if err != nil {
 		return nil, err
+	}
+	if o.Netd {
+		if _, err := l.StartNetd(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return l.RestartCRI(ctx, conf, o.Env)
 }

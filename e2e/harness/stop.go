@@ -23,7 +23,7 @@ func Stop(ctx context.Context, l *Lab) error {
 	if alive(filepath.Join(l.Logs(), "berth-cri.pid")) {
 		all = append(all, emptyRuntime(ctx, l.Socket()))
 	}
-	for _, name := range append([]string{"berth-csi", "berth-cri", "registry"}, ControlPlane()...) {
+	for _, name := range append([]string{"berth-csi", "berth-cri", "berth-netd", "registry"}, ControlPlane()...) {
 		all = append(all, StopByPidFile(filepath.Join(l.Logs(), name+".pid")))
 	}
 	all = append(all, l.Clear())

@@ -100,7 +100,7 @@ func start(ctx context.Context, lab *harness.Lab) error {
 		return err
 	}
 	var err error
-	if node.cri, err = lab.StartCRI(ctx, harness.Options{}); err != nil {
+	if node.cri, err = lab.StartCRI(ctx, harness.Options{Netd: true}); err != nil {
 		return err
 	}
 	if node.client, err = harness.Dial(lab.Socket()); err != nil {

@@ -40,10 +40,12 @@ cni:
   dir: %q
   stateDir: %q
   importHostLocal: [%q]
+bgp:
+  program: %q
 kubernetes:
   enabled: true
   kubeconfig: %q
-%s`, n.Name, n.file("run"), n.file("lib"), n.file("net.d"), n.file("cni"), n.Leases(), kc, more)
+%s`, n.Name, n.file("run"), n.file("lib"), n.file("net.d"), n.file("cni"), n.Leases(), filepath.Join(n.cluster.lab.Bin, "berth-bgp"), kc, more)
 	if err := errors.Join(os.MkdirAll(n.Leases(), 0o755), os.WriteFile(n.file("netd.yaml"), []byte(conf), 0o600)); err != nil {
 		return err
 	}
@@ -111,11 +113,14 @@ func (n *Node) FlannelPod() (*Pod, error) {
 	}
 	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"cbr0","type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":false,"hairpinMode":true,"mtu":%s,
 	"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":%q}]],"routes":[{"dst":"0.0.0.0/0"}]}}`, mtu, filepath.Dir(n.Leases()), n.Block)
-	return n.attach(filepath.Join(n.cluster.lab.Tool, "bridge"), conf)
+	return n.attach(filepath.Join(n.cluster.lab.Tool, "bridge"), conf, "default")
 }
 
-// BerthPod attaches a pod with the configuration that berth-netd wrote.
-func (n *Node) BerthPod() (*Pod, error) {
+// BerthPod attaches a pod of the default namespace with the configuration that berth-netd wrote.
+func (n *Node) BerthPod() (*Pod, error) { return n.BerthPodOf("default") }
+
+// BerthPodOf attaches one of a namespace.
+func (n *Node) BerthPodOf(namespace string) (*Pod, error) {
 	b, err := os.ReadFile(n.file("net.d/10-berth.conflist"))
 	if err != nil {
 		return nil, err
@@ -133,7 +138,7 @@ func (n *Node) BerthPod() (*Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.attach(filepath.Join(n.cluster.lab.Bin, "plugins", "berth"), string(text))
+	return n.attach(filepath.Join(n.cluster.lab.Bin, "plugins", "berth"), string(text), namespace)
 }
 
 // Status is what the node's berth-netd says of itself.

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// attach runs a plugin as a runtime does.
-func (n *Node) attach(plugin, conf string) (*Pod, error) {
+// attach runs a plugin as a runtime does, for a pod of a namespace.
+func (n *Node) attach(plugin, conf, namespace string) (*Pod, error) {
 	ns, err := NewNS()
 	if err != nil {
 		return nil, err
@@ -19,7 +19,8 @@ func (n *Node) attach(plugin, conf string) (*Pod, error) {
 	id := fmt.Sprintf("pod-%s-%d", n.Name, n.serial)
 	call := func(verb string) ([]byte, error) {
 		cmd := exec.Command(plugin) //nolint:gosec // the test's own
-		cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+ns.Path(), "CNI_PATH="+filepath.Dir(plugin))
+		cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+ns.Path(), "CNI_PATH="+filepath.Dir(plugin),
+			"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE="+namespace+";K8S_POD_NAME="+id)
 		cmd.Stdin = strings.NewReader(conf)
 		var out []byte
 		err := n.Do(func() (err error) { out, err = cmd.Output(); return err })

@@ -31,6 +31,7 @@ type Cluster struct {
 	lab   *harness.Lab
 	hub   *NS
 	Nodes []*Node
+	ports int
 
 	wg        sync.WaitGroup
 	listeners []net.Listener
@@ -84,23 +85,32 @@ func (c *Cluster) addNode(ctx context.Context, i int) error {
 		return err
 	}
 	var err error
-	if n.NS, err = NewNS(); err != nil {
+	if n.NS, err = c.Plug(n.IP); err != nil {
 		return err
 	}
 	c.Nodes = append(c.Nodes, n)
-	port := fmt.Sprintf("p%d", i)
-	if err := errors.Join(
-		n.Run("ip link add eth0 type veth peer name "+port+" netns "+c.hub.Path()),
-		c.hub.Run("ip link set "+port+" master br0", "ip link set "+port+" up"),
-		n.Run("ip addr add "+n.IP+"/24 dev eth0", "ip link set eth0 up", "ip route add default via 192.0.2.254"),
-		n.Sysctl("ipv4/ip_forward", "1"),
-	); err != nil {
+	if err := errors.Join(n.Run("ip route add default via 192.0.2.254"), n.Sysctl("ipv4/ip_forward", "1")); err != nil {
 		return err
 	}
 	if err := c.forward(n); err != nil {
 		return err
 	}
 	return c.Create(ctx, Object(n.Name, n.IP, n.Block))
+}
+
+// Plug makes a machine that is no node: a namespace with an address on the switch. The caller closes it.
+func (c *Cluster) Plug(ip string) (*NS, error) {
+	ns, err := NewNS()
+	if err != nil {
+		return nil, err
+	}
+	c.ports++
+	port := fmt.Sprintf("p%d", c.ports)
+	return ns, errors.Join(
+		ns.Run("ip link add eth0 type veth peer name "+port+" netns "+c.hub.Path()),
+		c.hub.Run("ip link set "+port+" master br0", "ip link set "+port+" up"),
+		ns.Run("ip addr add "+ip+"/24 dev eth0", "ip link set eth0 up"),
+	)
 }
 
 // Create makes a Node object with its status.

@@ -3,6 +3,7 @@ package netcluster
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -55,3 +56,12 @@ func (c *Cluster) Remove(ctx context.Context, u *unstructured.Unstructured) erro
 }
 
 func resource(u *unstructured.Unstructured) string { return strings.ToLower(u.GetKind()) + "s" }
+
+// List reads all objects of a resource into out.
+func (c *Cluster) List(ctx context.Context, apiVersion, resource string, out any) error {
+	b, err := c.Client.Discovery().RESTClient().Get().AbsPath("/apis", apiVersion, resource).Do(ctx).Raw()
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, out)
+}

@@ -43,11 +43,13 @@ func rules() []rule {
 		{path: "internal/house"},
 		{path: "proto/errs", ban: []string{osExec, http}},
 		{path: "proto/shim/v1", own: leaves, foreign: []string{sys}, ban: []string{osExec, http}},
+		{path: "proto/cniagent/v1", foreign: []string{sys}, ban: []string{osExec, http}},
 		{path: "proto/rpc", own: leaves, foreign: []string{sys, grpc}, ban: []string{osExec}},
 
 		{path: "shim", own: append(leaves, "proto/shim", "shim/internal"), foreign: []string{sys, specsGo}, ban: []string{http, osExec}},
 		{path: "shim/internal/seccomp/gen"}, // a tool of the developer's: asks `go list`
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "cni/internal/resident", own: append(leaves, "cni/internal", "proto/cniagent/v1"), ban: []string{http, osExec}},
 		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
 		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
 
@@ -93,7 +95,7 @@ func rules() []rule {
 		adapter("cri/internal/cdi"),
 		{path: "cri/internal/ldcache", ban: []string{osPkg, osExec, http, grpc}},
 		adapter("cri/internal/machine"),
-		adapter("cri/internal/network"),
+		adapter("cri/internal/network", "proto/cniagent/v1"),
 		adapter("cri/internal/store"),
 		adapter("cri/internal/rootfs"),
 		adapter("cri/internal/registry"),
@@ -125,6 +127,13 @@ func rules() []rule {
 			path: "csi/internal/btrfs", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount"),
 			foreign: []string{sys}, ban: []string{http, osExec},
 		},
+		{
+			path: "csi/internal/dir", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/tree"),
+			foreign: []string{sys}, ban: []string{http, osExec},
+		},
+		{path: "csi/internal/gone", own: leaves, foreignIsFree: true, ban: []string{osPkg, osExec, grpc, sys, http}},
+		{path: "csi/internal/tree", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "csi/internal/adopt", own: append(leaves, "csi/internal/tree"), foreignIsFree: true, ban: []string{osExec, http}},
 
 		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup"), foreign: []string{sys}, ban: []string{http}},
 	}...)

@@ -15,10 +15,11 @@ func networkRules(leaves []string) []rule {
 			own:  []string{"internal/failpoint", "cni/internal/fabric", "cni/internal/overlay", "cni/internal/rtnl", "cni/internal/nft", "cni/internal/nlwire"}, foreign: []string{sys}, ban: []string{osExec, http},
 		},
 		{path: "cni/internal/udptun", own: []string{"cni/internal/fabric", "cni/internal/overlay", "cni/internal/rtnl", "cni/internal/nlwire"}, foreign: []string{sys}, ban: []string{osExec, http}},
+		{path: "cni/internal/offload", foreign: []string{sys}, own: []string{"internal/atomicfile"}, ban: []string{osExec, http}},
 		{path: "cni/internal/netdconf", own: []string{"cni/internal/strictyaml"}, foreign: []string{yaml}, ban: []string{osExec, http}},
 		{
 			path: "cni/internal/agent",
-			own:  with("cni/internal/fabric", "cni/internal/overlay", "cni/internal/datapath", "cni/internal/netdconf", "cni/internal/udptun"), foreign: []string{yaml, "github.com/fsnotify/fsnotify"}, ban: []string{osExec, k8s},
+			own:  with("cni/internal/fabric", "cni/internal/overlay", "cni/internal/datapath", "cni/internal/netdconf", "cni/internal/offload", "cni/internal/resident", "cni/internal/udptun"), foreign: []string{yaml, "github.com/fsnotify/fsnotify"}, ban: []string{osExec, k8s},
 		},
 		{
 			path: "cni/internal/kube", own: with("cni/internal/agent", "cni/internal/fabric", "cni/internal/overlay", "cni/internal/netdconf"),

@@ -21,6 +21,7 @@ import (
 	"github.com/berth-project/berth/cni/internal/datapath"
 	"github.com/berth-project/berth/cni/internal/fabric"
 	"github.com/berth-project/berth/cni/internal/netdconf"
+	"github.com/berth-project/berth/cni/internal/offload"
 	"github.com/berth-project/berth/cni/internal/overlay"
 	"github.com/berth-project/berth/cni/internal/udptun"
 	"github.com/berth-project/berth/internal/failpoint"
@@ -70,6 +71,8 @@ type Agent struct {
 	speaker Speaker
 	version string
 	udp     udptun.Tunnel
+	// test is there while [Agent.Run] is.
+	test *offload.Test
 
 	deliveries chan Delivery
 	kernelSays chan datapath.Event
@@ -141,12 +144,7 @@ func (silent) Run(ctx context.Context) error                { <-ctx.Done(); retu
 
 // Run serves until ctx ends, and leaves everything in the kernel as it is. notify gets what systemd wants to hear.
 func (a *Agent) Run(ctx context.Context, notify func(string)) error {
-	for _, dir := range []string{a.conf.State, a.conf.Root} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-	}
-	if err := failpoint.Load(filepath.Join(a.conf.State, "failpoints")); err != nil {
+	if err := a.prepare(); err != nil {
 		return err
 	}
 	lock, err := lockfile.Take(filepath.Join(a.conf.State, "lock"))
@@ -159,7 +157,10 @@ func (a *Agent) Run(ctx context.Context, notify func(string)) error {
 		return err
 	}
 	defer kernel.Close() //nolint:errcheck // nothing buffered
-	l, err := a.listen()
+	if a.test, err = offload.New(filepath.Join(a.conf.State, "checksums"), a.log); err != nil {
+		a.log.Warn("earlier verdicts are lost, and found again", "error", err)
+	}
+	l, cni, err := a.listen()
 	if err != nil {
 		return err
 	}
@@ -182,7 +183,11 @@ func (a *Agent) Run(ctx context.Context, notify func(string)) error {
 	case <-ctx.Done():
 	}
 	part("status", func(ctx context.Context) error { return a.serve(ctx, l) })
+	if cni != nil {
+		part("CNI", cni.Run)
+	}
 	part("speaker", a.speaker.Run)
+	part("self-test", a.test.Run)
 	part(a.source.Name(), func(ctx context.Context) error { return a.source.Run(ctx, func(d Delivery) { a.deliver(ctx, d) }) })
 	a.loop(ctx, kernel, notify)
 	notify("STOPPING=1")
@@ -194,6 +199,16 @@ func (a *Agent) Run(ctx context.Context, notify func(string)) error {
 		return err
 	}
 	return nil
+}
+
+// prepare makes the directories and reads the failpoints of a test.
+func (a *Agent) prepare() error {
+	for _, dir := range []string{a.conf.State, a.conf.Root} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return failpoint.Load(filepath.Join(a.conf.State, "failpoints"))
 }
 
 func (a *Agent) deliver(ctx context.Context, d Delivery) {

@@ -199,3 +199,29 @@ func TestFile(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNamespacesWithoutBlock: pods of a namespace whose pool has no block on this node are not given others' addresses.
+func TestNamespacesWithoutBlock(t *testing.T) {
+	f := parsed(t)
+	f.Pools = append(f.Pools,
+		fabric.Pool{Name: "a", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Namespaces: []string{"y", "x"}, NoMasquerade: true},
+		fabric.Pool{Name: "b", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, Namespaces: []string{"x"}},
+	)
+	read := func() (p plugin) {
+		conf := netdconf.Default()
+		conf.Node = "n1"
+		b, ok, err := compileCNI(conf, f, &overlay.Plan{PodMTU: 1450})
+		var c conflist
+		if err := errors.Join(err, json.Unmarshal(b, &c)); err != nil || !ok {
+			t.Fatal(err, ok)
+		}
+		return c.Plugins[0]
+	}
+	if p := read(); strings.Join(p.Reserved, " ") != "x y" || len(p.Ranges) != 2 {
+		t.Errorf("%+v", p)
+	}
+	f.Nodes[0].PodCIDRs = append(f.Nodes[0].PodCIDRs, netip.MustParsePrefix("10.1.1.0/26"))
+	if p := read(); strings.Join(p.Reserved, " ") != "x" || len(p.Ranges) != 3 || strings.Join(p.Ranges[2].Namespaces, " ") != "y x" || p.Ranges[2].IPMasq == nil || !p.IPMasq {
+		t.Errorf("%+v", p)
+	}
+}

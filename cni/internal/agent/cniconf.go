@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/berth-project/berth/cni/internal/fabric"
 	"github.com/berth-project/berth/cni/internal/netdconf"
@@ -30,28 +31,35 @@ type conflist struct {
 type plugin struct {
 	Type              string          `json:"type"`
 	Ranges            []podRange      `json:"ranges"`
+	Reserved          []string        `json:"reservedNamespaces,omitempty"`
 	IPMasq            bool            `json:"ipMasq"`
 	MasqueradeExclude []netip.Prefix  `json:"masqueradeExclude"`
 	MTU               int             `json:"mtu"`
 	StateDir          string          `json:"stateDir,omitempty"`
 	ImportHostLocal   []string        `json:"importHostLocal,omitempty"`
+	AgentSocket       string          `json:"agentSocket,omitempty"`
 	Capabilities      map[string]bool `json:"capabilities"`
 }
 
 type podRange struct {
 	Subnet  netip.Prefix `json:"subnet"`
 	Exclude []netip.Addr `json:"exclude,omitempty"`
+	// Namespaces are those of the pool.
+	Namespaces []string `json:"namespaces,omitempty"`
+	IPMasq     *bool    `json:"ipMasq,omitempty"`
 }
 
 // compileCNI is the runtime's configuration on this node; ok is false while pods could not be served: the node has no
 // block, or it is not known how large their packets may be. Nothing that goes to another pool is masqueraded.
-func compileCNI(c netdconf.CNI, f *fabric.Fabric, self string, plan *overlay.Plan) (b []byte, ok bool, err error) {
-	n, found := f.Node(self)
+func compileCNI(conf netdconf.Config, f *fabric.Fabric, plan *overlay.Plan) (b []byte, ok bool, err error) {
+	n, found := f.Node(conf.Node)
 	if !found || len(n.PodCIDRs) == 0 || plan.PodMTU == 0 {
 		return nil, false, nil
 	}
+	c := conf.CNI
 	p := plugin{
 		Type: "berth", IPMasq: true, MasqueradeExclude: f.CIDRs(), MTU: plan.PodMTU, StateDir: c.StateDir, ImportHostLocal: c.ImportHostLocal,
+		AgentSocket: conf.CNISocket(),
 		Capabilities: map[string]bool{
 			"portMappings": true, "bandwidth": true, "ipRanges": true, "ips": true, "mac": true, "dns": true, "cgroupPath": true,
 		},
@@ -63,13 +71,32 @@ func compileCNI(c netdconf.CNI, f *fabric.Fabric, self string, plan *overlay.Pla
 				r.Exclude = append(r.Exclude, a)
 			}
 		}
-		p.Ranges = append(p.Ranges, r)
-		if pool, ok := f.PoolOf(block); ok && pool.NoMasquerade {
-			p.IPMasq = false
+		if pool, ok := f.PoolOf(block); ok {
+			r.Namespaces = pool.Namespaces
+			if pool.NoMasquerade {
+				r.IPMasq = new(bool)
+			}
 		}
+		p.Ranges = append(p.Ranges, r)
 	}
+	p.Reserved = reserved(f, n)
 	b, err = json.MarshalIndent(conflist{CNIVersion: "1.1.0", Name: c.Network, Plugins: []plugin{p}}, "", "  ")
 	return append(b, '\n'), err == nil, err
+}
+
+// reserved are the namespaces of pools of which the node has no block: their pods must not get others' addresses.
+func reserved(f *fabric.Fabric, n fabric.Node) (out []string) {
+	for _, pool := range f.Pools {
+		has := slices.ContainsFunc(n.PodCIDRs, func(b netip.Prefix) bool {
+			in, ok := f.PoolOf(b)
+			return ok && in.Name == pool.Name
+		})
+		if !has {
+			out = append(out, pool.Namespaces...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // writeCNI puts the configuration in place, by rename, once the kernel holds the plan. One that is there stays while
@@ -78,7 +105,7 @@ func (a *Agent) writeCNI(f *fabric.Fabric, plan *overlay.Plan) error {
 	if a.conf.CNI.Dir == "" {
 		return nil
 	}
-	want, ok, err := compileCNI(a.conf.CNI, f, a.conf.Node, plan)
+	want, ok, err := compileCNI(a.conf, f, plan)
 	if err != nil || !ok {
 		return err
 	}

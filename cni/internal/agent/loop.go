@@ -51,9 +51,12 @@ func (a *Agent) loop(ctx context.Context, kernel *datapath.Kernel, notify func(s
 		case <-a.speaker.Changed():
 			why = "BGP routes changed"
 			next.soon(gather)
+		case <-a.test.Changed():
+			why = "a device spoils checksums"
+			next.soon(gather)
 		case <-next.timer.C:
 			a.speakAgain(time.Now())
-			a.apply(kernel, orElse(why, "patrol"), notify)
+			a.apply(ctx, kernel, orElse(why, "patrol"), notify)
 			why, last = noReason, time.Now()
 			a.mu.Lock()
 			failed := a.live.failed != ""
@@ -112,7 +115,7 @@ func (a *Agent) eventReason(kernel *datapath.Kernel, e datapath.Event) string {
 }
 
 // apply compiles, applies, and tells.
-func (a *Agent) apply(kernel *datapath.Kernel, why string, notify func(string)) {
+func (a *Agent) apply(ctx context.Context, kernel *datapath.Kernel, why string, notify func(string)) {
 	a.mu.Lock()
 	f, names := a.live.fabric, a.live.names
 	a.mu.Unlock()
@@ -127,6 +130,7 @@ func (a *Agent) apply(kernel *datapath.Kernel, why string, notify func(string)) 
 		changes, err = a.carryOut(kernel, plan, f.Tunnel)
 	}
 	if err == nil {
+		a.selfTest(ctx, plan, f.Tunnel, kernel.Tunnels())
 		err = a.writeCNI(f, plan)
 	}
 	a.note(plan, why, changes, err, time.Since(start))
@@ -154,7 +158,10 @@ func (a *Agent) compile(f *fabric.Fabric, names overlay.Names, links []overlay.L
 	if names == (overlay.Names{}) {
 		names = overlay.DefaultNames()
 	}
-	return overlay.Compile(overlay.Input{Fabric: f, Self: a.conf.Node, Links: links, Learned: a.speaker.Learned(), Names: names})
+	return overlay.Compile(overlay.Input{
+		Fabric: f, Self: a.conf.Node, Links: links, Learned: a.speaker.Learned(), Names: names,
+		SoftChecksums: a.softChecksums(names),
+	})
 }
 
 // note records what was done, and logs it unless there was nothing.

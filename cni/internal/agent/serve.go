@@ -12,19 +12,26 @@ import (
 	"net/url"
 	"os"
 	"time"
+
+	"github.com/berth-project/berth/cni/internal/resident"
 )
 
-// listen makes the socket, for root alone. One that is left of an earlier agent is removed: the lock is ours.
-func (a *Agent) listen() (net.Listener, error) {
+// listen makes the sockets, for root alone: ours, and that for runtimes, which is nil where there is to be none. Those that
+// are left of an earlier agent are removed: the lock is ours.
+func (a *Agent) listen() (l net.Listener, cni *resident.Server, err error) {
+	if path := a.conf.CNISocket(); path != "" {
+		if cni, err = resident.Listen(path, a.log); err != nil {
+			return nil, nil, err
+		}
+	}
 	path := a.conf.Socket()
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+		return nil, nil, err
 	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
+	if l, err = net.Listen("unix", path); err != nil {
+		return nil, nil, err
 	}
-	return l, os.Chmod(path, 0o600)
+	return l, cni, os.Chmod(path, 0o600)
 }
 
 // serve answers on the socket: /status and /trace for people and programs, /metrics for Prometheus.

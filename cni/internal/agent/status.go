@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/berth-project/berth/cni/internal/offload"
 	"github.com/berth-project/berth/cni/internal/overlay"
 )
 
@@ -29,18 +30,20 @@ type Status struct {
 	Routes   []string       `json:"routes"`
 	Problems []string       `json:"problems,omitempty"`
 	Changes  []Change       `json:"changes,omitempty"`
-	BGP      any            `json:"bgp,omitempty"`
+	// Checksums are the devices that were found to spoil them, and have them computed in software.
+	Checksums []offload.Verdict `json:"checksums,omitempty"`
+	BGP       any               `json:"bgp,omitempty"`
 }
 
 // Status is the present one.
 func (a *Agent) Status() Status {
-	bgp := a.speaker.Status()
+	bgp, verdicts := a.speaker.Status(), a.verdicts()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	v := &a.live
 	s := Status{
 		Version: a.version, Node: a.conf.Node, Source: v.from, Taken: v.taken, Refused: v.refused, Remarks: slices.Concat(v.remarks, v.unspoken),
-		Ready: v.ready && v.failed == "", Applied: v.applied, Failed: v.failed, CNI: v.cniFile, Changes: v.history, BGP: bgp,
+		Ready: v.ready && v.failed == "", Applied: v.applied, Failed: v.failed, CNI: v.cniFile, Changes: v.history, BGP: bgp, Checksums: verdicts,
 	}
 	if v.plan != nil {
 		s.PodMTU, s.Peers, s.Problems = v.plan.PodMTU, v.plan.Peers, v.plan.Problems
@@ -72,6 +75,9 @@ func (s Status) String() string {
 	for _, p := range s.Problems {
 		line("PROBLEM %s", p)
 	}
+	for _, v := range s.Checksums {
+		line("SOFTWARE CHECKSUMS on %s since %s: %s", v.Dev, ago(v.Time), v.Why)
+	}
 	for _, p := range s.Peers {
 		for i, block := range p.Blocks {
 			line("  %-24s %-20s %s", p.Node, block, p.Ways[i])
@@ -93,6 +99,10 @@ func ago(t time.Time) string {
 
 // Metrics are in Prometheus' text format.
 func (a *Agent) Metrics() string {
+	verdicts, asked, sound := a.verdicts(), 0, 0
+	if a.test != nil {
+		asked, sound = a.test.Asked()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	v := &a.live
@@ -106,6 +116,9 @@ func (a *Agent) Metrics() string {
 		}
 		return 0
 	}
+	put("gauge", "software_checksums", "Devices that were found to spoil checksums, which are computed in software now.", float64(len(verdicts)))
+	put("gauge", "checksum_peers", "Ends of tunnels that are asked whether checksums arrive.", float64(asked))
+	put("gauge", "checksum_peers_sound", "Those that said so last.", float64(sound))
 	put("gauge", "ready", "1 if the kernel holds what the fabric asks for.", flag(v.ready && v.failed == ""))
 	put("gauge", "fabric_refused", "1 if the newest fabric was refused and an older one is in force.", flag(v.refused != ""))
 	put("gauge", "fabric_remarks", "Objects of the source that were left out because they are wrong.", float64(len(v.remarks)+len(v.unspoken)))

@@ -31,9 +31,12 @@ type Config struct {
 	ClusterID netip.Addr `json:"clusterID,omitzero"`
 	// Restart is what is asked of peers while this speaker is away, and given to peers that are away.
 	Restart Restart `json:"restart,omitzero"`
-	// Pools are the prefixes that the cluster's pods and services have their addresses from. Default filters accept
-	// from peers, and tell peers, what lies inside of one of them and nothing else.
+	// Pools are the prefixes that the cluster's pods have their addresses from. Default filters accept from peers, and
+	// tell peers, what lies inside of one of them or of Services, and nothing else.
 	Pools []netip.Prefix `json:"pools,omitempty"`
+	// Services are those that its services have them from. What one node says of them goes to external peers with
+	// that node as next hop, whoever tells it: another may not have what serves it.
+	Services []netip.Prefix `json:"services,omitempty"`
 	// Peers are the sessions, at most one per address.
 	Peers []Peer `json:"peers,omitempty"`
 	// Announcements are the prefixes that originate here: the node's blocks, and service addresses.

@@ -163,9 +163,10 @@ func (c Config) Admits(peer netip.Addr, prefix netip.Prefix) bool {
 	return c.InPools(prefix)
 }
 
-// InPools says whether prefix lies inside of a pool. A default route does in none, not even in a pool of length 0.
+// InPools says whether prefix lies inside of a pool or of a range of services. A default route does in none, not even in a pool of length 0.
 func (c Config) InPools(prefix netip.Prefix) bool {
-	return prefix.Bits() > 0 && slices.ContainsFunc(c.Pools, func(pool netip.Prefix) bool { return within(prefix, pool) })
+	inside := func(pool netip.Prefix) bool { return within(prefix, pool) }
+	return prefix.Bits() > 0 && (slices.ContainsFunc(c.Pools, inside) || slices.ContainsFunc(c.Services, inside))
 }
 
 // Plausible says why packets for prefix cannot go the path's way, whoever says so. A next hop comes from peers, and

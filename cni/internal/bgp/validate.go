@@ -42,6 +42,9 @@ func (c Config) Validate() error {
 	for i, p := range c.Pools {
 		f.prefix(at("pools", i), p)
 	}
+	for i, p := range c.Services {
+		f.prefix(at("services", i), p)
+	}
 	f.ensure(len(c.Peers) <= MaxPeers, "peers", "%d, at most %d", len(c.Peers), MaxPeers)
 	seen := map[netip.Addr]bool{}
 	for i, p := range c.Peers {

@@ -52,9 +52,18 @@ func show(r *api.SetPoliciesRequest, name string) (out []string) {
 					line = append(line, sets[m.Name])
 				}
 			}
+			if s.Conditions.RouteType == api.Conditions_ROUTE_TYPE_INTERNAL {
+				line = append(line, "another node's")
+			}
 			act := map[api.RouteAction]string{api.RouteAction_ROUTE_ACTION_ACCEPT: "accept", api.RouteAction_ROUTE_ACTION_REJECT: "reject"}[s.Actions.RouteAction]
 			if s.Actions.GetNexthop().GetSelf() {
 				act += " self"
+			}
+			if s.Actions.GetNexthop().GetUnchanged() {
+				act += " next hop kept"
+			}
+			if m := s.Actions.GetMed(); m != nil {
+				act += fmt.Sprintf(" MED %d", m.Value)
 			}
 			if n := s.Actions.GetAsPrepend().GetRepeat(); n > 0 {
 				act += fmt.Sprintf(" prepend %d", n)
@@ -71,13 +80,14 @@ func TestPolicies(t *testing.T) {
 		{Action: bgp.Reject, Communities: []bgp.Community{bgp.NoExport}},
 		{Action: bgp.Accept, Prefixes: []bgp.PrefixRange{{Prefix: pfx("192.0.2.0/24")}, {Prefix: pfx("2001:db8::/32"), Max: 48}}, LargeCommunities: []bgp.LargeCommunity{{1, 2, 3}}},
 	}
+	c.Services = []netip.Prefix{pfx("10.96.0.0/12")}
 	c.Announcements = []bgp.Announcement{{Prefix: pfx("10.244.1.0/24"), Attributes: bgp.Attributes{Prepend: 2}}}
 	got := show(policies(c), importPolicy)
 	want := []string{
 		"10.0.0.3/32, 65535:65281 → reject",
 		"10.0.0.3/32, 192.0.2.0/24{24,32}, 1:2:3 → accept",
 		"10.0.0.3/32, 2001:db8::/32{32,48}, 1:2:3 → accept",
-		"10.244.0.0/16{16,32} 0.0.0.0/0{1,32} → accept",
+		"10.244.0.0/16{16,32} 0.0.0.0/0{1,32} 10.96.0.0/12{12,32} → accept",
 		"fd00::/16{16,128} → accept",
 		"0.0.0.0/0 ::/0 → reject",
 	}
@@ -87,9 +97,12 @@ func TestPolicies(t *testing.T) {
 	got = show(policies(c), exportPolicy)
 	want = []string{
 		"10.0.0.3/32, 10.244.1.0/24{24,24} → prepend 2",
+		"10.0.0.3/32, 10.244.0.0/16{16,32} 0.0.0.0/0{1,32}, another node's → MED 100",
+		"10.0.0.3/32, fd00::/16{16,128}, another node's → MED 100",
+		"10.0.0.3/32, 10.96.0.0/12{12,32}, another node's → next hop kept",
 		"10.0.0.2/32, 10.244.0.0/16{16,32} 0.0.0.0/0{1,32} → accept self",
 		"10.0.0.2/32, fd00::/16{16,128} → accept self",
-		"10.244.0.0/16{16,32} 0.0.0.0/0{1,32} → accept",
+		"10.244.0.0/16{16,32} 0.0.0.0/0{1,32} 10.96.0.0/12{12,32} → accept",
 		"fd00::/16{16,128} → accept",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {

@@ -3,6 +3,7 @@ package bgpd
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/osrg/gobgp/v4/api"
 
@@ -19,14 +20,14 @@ const (
 // their own only to route servers: the rules of each peer, tied to it by a condition, then the default for all.
 //
 //	import: peer's rules → inside of a pool: accept → from any peer: reject → (local) accept
-//	export: prepend of announcements, then peer's rules → inside of a pool: accept → reject
+//	export: prepend of announcements, detours, then peer's rules → inside of a pool: accept → reject
 func policies(c bgp.Config) *api.SetPoliciesRequest {
 	b := &policyBuilder{}
 	in := b.policy(importPolicy)
 	for i, p := range c.Peers {
 		b.rules(in, peerRules{fmt.Sprintf("import-%d", i), p, p.Import})
 	}
-	b.pools(in, c.Pools, "", nil)
+	b.pools(in, slices.Concat(c.Pools, c.Services), "", nil)
 	b.sets = append(b.sets, &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_NEIGHBOR, Name: "anyone", List: []string{"0.0.0.0/0", "::/0"}})
 	in.Statements = append(in.Statements, &api.Statement{
 		Name:       "import-rest",
@@ -35,13 +36,14 @@ func policies(c bgp.Config) *api.SetPoliciesRequest {
 	})
 	out := b.policy(exportPolicy)
 	b.prepends(out, c)
+	b.detours(out, c)
 	for i, p := range c.Peers {
 		b.rules(out, peerRules{fmt.Sprintf("export-%d", i), p, p.Export})
 	}
 	if self := b.neighbors("next-hop-self", c.Peers, func(p bgp.Peer) bool { return p.NextHopSelf }); self != "" {
 		b.pools(out, c.Pools, self, &api.NexthopAction{Self: true})
 	}
-	b.pools(out, c.Pools, "", nil)
+	b.pools(out, slices.Concat(c.Pools, c.Services), "", nil)
 	return &api.SetPoliciesRequest{DefinedSets: b.sets, Policies: b.all}
 }
 
@@ -199,6 +201,42 @@ func (b *policyBuilder) prepends(p *api.Policy, c bgp.Config) {
 					NeighborSet: &api.MatchSet{Name: external, Type: api.MatchSet_TYPE_ANY},
 				},
 				Actions: &api.Actions{AsPrepend: &api.AsPrependAction{Repeat: uint32(n), UseLeftMost: true}},
+			})
+		}
+	}
+}
+
+// detour is the MED of what other nodes said: who speaks with both prefers the node itself.
+const detour = 100
+
+// detours mark what is told to external peers of other nodes' prefixes, before their own rules: a block is told as the
+// longer way that it is, a service as reached by the node that said it.
+func (b *policyBuilder) detours(p *api.Policy, c bgp.Config) {
+	external := b.neighbors("outside", c.Peers, func(p bgp.Peer) bool { return !p.Internal(c) })
+	if external == "" {
+		return
+	}
+	for _, d := range []struct {
+		name    string
+		ranges  []netip.Prefix
+		actions *api.Actions
+	}{
+		{"detour-pools", c.Pools, &api.Actions{Med: &api.MedAction{Type: api.MedAction_TYPE_REPLACE, Value: detour}}},
+		{"detour-services", c.Services, &api.Actions{Nexthop: &api.NexthopAction{Unchanged: true}}},
+	} {
+		var ranges []bgp.PrefixRange
+		for _, x := range d.ranges {
+			ranges = append(ranges, bgp.PrefixRange{Prefix: x, Min: max(1, x.Bits()), Max: x.Addr().BitLen()})
+		}
+		for _, set := range b.prefixes(d.name, ranges) {
+			p.Statements = append(p.Statements, &api.Statement{
+				Name: set,
+				Conditions: &api.Conditions{
+					PrefixSet:   &api.MatchSet{Name: set, Type: api.MatchSet_TYPE_ANY},
+					NeighborSet: &api.MatchSet{Name: external, Type: api.MatchSet_TYPE_ANY},
+					RouteType:   api.Conditions_ROUTE_TYPE_INTERNAL,
+				},
+				Actions: d.actions,
 			})
 		}
 	}

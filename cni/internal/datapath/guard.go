@@ -15,7 +15,11 @@ const TableName = "berth-netd"
 
 // guard says from whom VXLAN packets are taken: one that comes to our port with our identifier from anybody but a
 // known VTEP is dropped before anything looks into it. The kernel's own device has no such list: without learning it
-// answers to nobody unknown, but it delivers what anybody wraps.
+// answers to nobody unknown, but it delivers what anybody wraps. It hooks input and output, which wrapped packets alone
+// pass: what is inside of them is forwarded, and pays for no rule of ours.
+//
+// What the node wraps is not tracked as a connection: no masquerading can touch it then (a second rewriting of a wrapped
+// packet is what breaks its checksum), and it fills no table.
 type guard struct {
 	port  uint16
 	vni   uint32
@@ -42,18 +46,23 @@ func (g guard) whole() []nlwire.Op {
 		t.Add(), t.Delete(), t.Add(),
 		t.AddSet(nft.Set{Name: "vtep4", Key: []nft.Type{nft.IPv4()}}, 1),
 		t.AddSet(nft.Set{Name: "vtep6", Key: []nft.Type{nft.IPv6()}}, 2),
-		t.AddChain(nft.Chain{Name: "tunnel", Type: "filter", Hook: nft.HookPrerouting, Priority: nft.PriorityRaw}),
+		t.AddChain(nft.Chain{Name: "tunnel", Type: "filter", Hook: nft.HookInput, Priority: nft.PriorityRaw}),
+		t.AddChain(nft.Chain{Name: "wrapped", Type: "filter", Hook: nft.HookOutput, Priority: nft.PriorityRaw}),
 	}
-	const r = nft.R0
+	ours := []nft.Expr{
+		nft.Meta(nft.MetaL4Proto, nft.R0), nft.Equal(nft.R0, unix.IPPROTO_UDP), nft.DestPort(nft.R0), nft.Equal(nft.R0, nft.Port(g.port)...),
+		nft.VXLANID(nft.R0), nft.Equal(nft.R0, byte(g.vni>>16), byte(g.vni>>8), byte(g.vni)),
+	}
+	ops = append(ops, t.AddRule("wrapped", slices.Concat(ours, []nft.Expr{nft.NoTrack()})...))
 	for _, v6 := range []bool{false, true} {
 		proto := byte(unix.NFPROTO_IPV4)
 		if v6 {
 			proto = unix.NFPROTO_IPV6
 		}
-		ops = append(ops, t.AddRule("tunnel", nft.Meta(nft.MetaNFProto, r), nft.Equal(r, proto),
-			nft.Meta(nft.MetaL4Proto, r), nft.Equal(r, unix.IPPROTO_UDP), nft.DestPort(r), nft.Equal(r, nft.Port(g.port)...),
-			nft.VXLANID(r), nft.Equal(r, byte(g.vni>>16), byte(g.vni>>8), byte(g.vni)),
-			nft.SourceIP(v6, r), nft.NotIn(vtepSet(v6), r), nft.Counter(), nft.Drop()))
+		ops = append(ops, t.AddRule("tunnel", slices.Concat(ours, []nft.Expr{
+			nft.Meta(nft.MetaNFProto, nft.R0), nft.Equal(nft.R0, proto),
+			nft.SourceIP(v6, nft.R0), nft.NotIn(vtepSet(v6), nft.R0), nft.Counter(), nft.Drop(),
+		})...))
 	}
 	return append(ops, t.AddElements(elements(g.vteps))...)
 }

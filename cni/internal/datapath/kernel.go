@@ -17,13 +17,16 @@ import (
 type Kernel struct {
 	route *nlwire.Conn
 	nft   *nft.Conn
+	// ioctl is a socket that takes ioctls on links.
+	ioctl int
 	ipv6  bool
 	// guard is what the table holds, unless broken says that it may be something else.
 	guard  guard
 	tabled bool
 	broken bool
 	// ours are the indexes of our devices, for the watcher.
-	ours atomic.Pointer[map[int32]bool]
+	ours    atomic.Pointer[map[int32]bool]
+	tunnels map[string]int32
 }
 
 // Open opens the sockets, in the calling thread's namespace.
@@ -36,12 +39,18 @@ func Open() (*Kernel, error) {
 	if err != nil {
 		return nil, errors.Join(err, route.Close())
 	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, errors.Join(err, route.Close(), n.Close())
+	}
 	_, err = os.Stat("/proc/thread-self/net/if_inet6")
-	return &Kernel{route: route, nft: n, ipv6: err == nil, broken: true}, nil
+	return &Kernel{route: route, nft: n, ioctl: fd, ipv6: err == nil, broken: true}, nil
 }
 
 // Close closes the sockets and changes nothing.
-func (k *Kernel) Close() error { return errors.Join(k.route.Close(), k.nft.Close()) }
+func (k *Kernel) Close() error {
+	return errors.Join(k.route.Close(), k.nft.Close(), unix.Close(k.ioctl))
+}
 
 // Links lists the node's links with their addresses, without VXLAN devices.
 func (k *Kernel) Links() ([]overlay.Link, error) {
@@ -71,8 +80,10 @@ func (k *Kernel) Apply(plan *overlay.Plan, tunnel fabric.Tunnel) (changes []stri
 		return changes, errors.Join(errs...)
 	}
 	k.remember(s)
+	done, err := k.applyChecksums(plan)
+	changes, errs = append(changes, done...), append(errs, err)
 	// 2. Who may send to them. Before anything leads to the new ones, after everything has left the old.
-	done, err := k.applyGuard(plan, tunnel)
+	done, err = k.applyGuard(plan, tunnel)
 	changes, errs = append(changes, done...), append(errs, err, afterGuard.Hit())
 	// 3. Everything on them and to them.
 	phases, err := diff(plan, s)

@@ -124,13 +124,18 @@ func (k *Kernel) isOurs(index int32) bool {
 // remember notes which links are ours.
 func (k *Kernel) remember(s *state) {
 	all := map[int32]bool{}
-	for _, t := range s.tunnels {
+	k.tunnels = map[string]int32{}
+	for name, t := range s.tunnels {
 		if t.alias == Alias {
 			all[t.index] = true
+			k.tunnels[name] = t.index
 		}
 	}
 	k.ours.Store(&all)
 }
+
+// Tunnels are the indexes of our devices by name, as the last [Kernel.Apply] left them.
+func (k *Kernel) Tunnels() map[string]int32 { return k.tunnels }
 
 func (k *Kernel) port() uint32 { return k.route.Port() }
 

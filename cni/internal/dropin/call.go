@@ -133,7 +133,7 @@ func (c *Call) with(fn func() error) (err error) {
 	if c.net != nil {
 		return fn()
 	}
-	c.net, err = podnet.Open(&netconf.Config{Name: c.conf.Name, StateDir: c.conf.StateDir}, c.Log)
+	c.net, err = podnet.Open(&netconf.Config{Name: c.conf.Name, StateDir: c.conf.StateDir}, podnet.Options{Log: c.Log})
 	if err != nil {
 		return err
 	}

@@ -14,11 +14,19 @@ type BGP struct {
 	PasswordFile string `yaml:"passwordFile,omitempty"`
 	// RestartSeconds is how long peers keep a node's routes while its speaker is away; 0 means 120.
 	RestartSeconds int `yaml:"restartSeconds,omitempty"`
+	// LongLivedSeconds is how much longer they keep them as the last resort (RFC 9494); 0: not.
+	LongLivedSeconds int `yaml:"longLivedSeconds,omitempty"`
+	// ServiceRanges hold all addresses of services that may be told. They are told to peers, and taken from other nodes
+	// for their reflectors' sake, but no node's kernel gets a route to them: there a service proxy serves them.
+	ServiceRanges []netip.Prefix `yaml:"serviceRanges,omitempty"`
+	// Services are what is told.
+	Services []BGPService `yaml:"services,omitempty"`
 	// Peers are those outside of the cluster.
 	Peers []BGPPeer `yaml:"peers,omitempty"`
 }
 
-// BGPPeer is a peer outside of the cluster, of the nodes that are named or have all of the labels.
+// BGPPeer is a peer outside of the cluster, of the nodes that are named or have all of the labels; of all nodes where
+// neither is said.
 type BGPPeer struct {
 	Name         string            `yaml:"name"`
 	Address      netip.Addr        `yaml:"address"`
@@ -32,6 +40,9 @@ type BGPPeer struct {
 	// BFD watches the path, three packets of 300 ms.
 	BFD         bool   `yaml:"bfd,omitempty"`
 	MaxPrefixes uint32 `yaml:"maxPrefixes,omitempty"`
+	// Import filters what is taken from the peer, Export what it is told.
+	Import []BGPRule `yaml:"import,omitempty"`
+	Export []BGPRule `yaml:"export,omitempty"`
 }
 
 // LocalASN is ASN with its default.
@@ -42,8 +53,11 @@ func (b BGP) LocalASN() uint32 {
 	return b.ASN
 }
 
-// SpeaksBGP says whether any pool is reached by BGP.
+// SpeaksBGP says whether any pool is reached by BGP, or services are told by it.
 func (f *Fabric) SpeaksBGP() bool {
+	if len(f.BGP.ServiceRanges) > 0 {
+		return true
+	}
 	for _, p := range f.Pools {
 		if p.EffectiveMode() == BGPMode {
 			return true

@@ -23,7 +23,7 @@ const (
 	BGPMode Mode = "bgp"
 	// UDP wraps packets in plain UDP, in the agent itself: for networks that carry nothing else, and slow.
 	UDP Mode = "udp"
-	// None leaves it to somebody else.
+	// None leaves it to somebody else; pods of the node itself are served all the same.
 	None Mode = "none"
 )
 
@@ -46,6 +46,9 @@ type Tunnel struct {
 	Port uint16 `yaml:"port,omitempty"`
 	// UDPPort is that of mode udp; 0 means 8285.
 	UDPPort uint16 `yaml:"udpPort,omitempty"`
+	// TestPort is the UDP port at which nodes ask each other, through the tunnel, whether checksums arrive as they should;
+	// 0 means 8473.
+	TestPort uint16 `yaml:"testPort,omitempty"`
 }
 
 // WithDefaults fills in what is not said.
@@ -58,6 +61,9 @@ func (t Tunnel) WithDefaults() Tunnel {
 	}
 	if t.UDPPort == 0 {
 		t.UDPPort = 8285
+	}
+	if t.TestPort == 0 {
+		t.TestPort = 8473
 	}
 	return t
 }
@@ -73,6 +79,8 @@ type Pool struct {
 	Direct bool `yaml:"direct,omitempty"`
 	// MTU is the most that a packet between pods may have, in bytes; 0 derives it for each route.
 	MTU int `yaml:"mtu,omitempty"`
+	// Namespaces are those whose pods have their addresses from here and nowhere else; no other's do. None: all others.
+	Namespaces []string `yaml:"namespaces,omitempty"`
 	// NoMasquerade leaves pods their own address also towards the outside of all pools.
 	NoMasquerade bool `yaml:"noMasquerade,omitempty"`
 }

@@ -18,6 +18,8 @@ const (
 	maxMTU  = 65535
 )
 
+var namespace = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`) // RFC 1123 label
+
 var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 
 // Parse reads a fabric file and checks it; in a file, where one hand writes both, a peer's nodes must be there too.
@@ -67,6 +69,11 @@ func (c *checker) pools(pools []Pool) {
 		}
 		if p.MTU != 0 && (p.MTU < minMTU4 || p.MTU > maxMTU) {
 			c.bad("%s.mtu: %d is not between %d and %d", at, p.MTU, minMTU4, maxMTU)
+		}
+		for j, n := range p.Namespaces {
+			if !namespace.MatchString(n) {
+				c.bad("%s.namespaces[%d]: %q is no name of a namespace", at, j, n)
+			}
 		}
 		if len(p.CIDRs) == 0 {
 			c.bad("%s.cidrs: there is none", at)

@@ -12,6 +12,9 @@ import (
 // maxRestart is the width of the field in seconds (RFC 4724 §3).
 const maxRestart = 4095
 
+// maxLongLived is that of RFC 9494 §3.
+const maxLongLived = 1<<24 - 1
+
 // maxPeers bounds the peers outside of the cluster.
 const maxPeers = 2000
 
@@ -46,6 +49,25 @@ func (c *checker) bgp(f *Fabric) {
 	if b.RestartSeconds < 0 || b.RestartSeconds > maxRestart {
 		c.bad("bgp.restartSeconds: %d is not between 0 and %d", b.RestartSeconds, maxRestart)
 	}
+	if b.LongLivedSeconds < 0 || b.LongLivedSeconds > maxLongLived {
+		c.bad("bgp.longLivedSeconds: %d is not between 0 and %d", b.LongLivedSeconds, maxLongLived)
+	}
+	for i, r := range b.ServiceRanges {
+		key := fmt.Sprintf("bgp.serviceRanges[%d]", i)
+		c.prefix(key, r)
+		for _, p := range f.Pools {
+			for _, cidr := range p.CIDRs {
+				if r.IsValid() && r.Overlaps(cidr) {
+					c.bad("%s: %s overlaps %s of pool %s", key, r, cidr, p.Name)
+				}
+			}
+		}
+	}
+	for i, s := range b.Services {
+		if err := s.check(b); err != nil {
+			c.bad("bgp.services[%d].%w", i, err)
+		}
+	}
 	if len(b.Peers) > maxPeers {
 		c.bad("bgp.peers: %d, at most %d", len(b.Peers), maxPeers)
 	}
@@ -54,6 +76,19 @@ func (c *checker) bgp(f *Fabric) {
 			c.bad("bgp.peers[%d].%w", i, err)
 		}
 	}
+}
+
+// check is the first thing that is wrong with a service; the error begins with the key.
+func (s BGPService) check(b BGP) error {
+	switch {
+	case !s.Prefix.IsValid():
+		return errors.New("prefix: missing")
+	case s.Prefix != s.Prefix.Masked():
+		return fmt.Errorf("prefix: %s has bits behind its prefix, want %s", s.Prefix, s.Prefix.Masked())
+	case !slices.ContainsFunc(b.ServiceRanges, func(r netip.Prefix) bool { return Within(s.Prefix, r) }):
+		return fmt.Errorf("prefix: %s is in none of bgp.serviceRanges", s.Prefix)
+	}
+	return nil
 }
 
 // check is the first thing that is wrong with a peer; the error begins with the key. Two peers may have one address, as
@@ -93,12 +128,18 @@ func (f *Fabric) strangers() error {
 		known = append(known, n.Name)
 	}
 	var c checker
-	for i, p := range f.BGP.Peers {
-		for j, n := range p.Nodes {
+	check := func(at string, names []string) {
+		for j, n := range names {
 			if !slices.Contains(known, n) {
-				c.bad("bgp.peers[%d].nodes[%d]: there is no node %q, nearest is %q", i, j, n, nearest.To(n, known))
+				c.bad("%s.nodes[%d]: there is no node %q, nearest is %q", at, j, n, nearest.To(n, known))
 			}
 		}
+	}
+	for i, p := range f.BGP.Peers {
+		check(fmt.Sprintf("bgp.peers[%d]", i), p.Nodes)
+	}
+	for i, s := range f.BGP.Services {
+		check(fmt.Sprintf("bgp.services[%d]", i), s.Nodes)
 	}
 	return errors.Join(c.errs...)
 }

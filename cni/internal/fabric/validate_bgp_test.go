@@ -21,6 +21,12 @@ func TestBGPIsChecked(t *testing.T) {
 		{"{asn: 65535}", "bgp.asn: 65535 is reserved"},
 		{"{restartSeconds: 4096}", "bgp.restartSeconds: 4096 is not between 0 and 4095"},
 		{"{restartSeconds: -1}", "bgp.restartSeconds: -1"},
+		{"{longLivedSeconds: 16777216}", "bgp.longLivedSeconds: 16777216"},
+		{"{serviceRanges: [10.96.0.1/12]}", "bgp.serviceRanges[0]: 10.96.0.1/12 has bits behind its prefix, want 10.96.0.0/12"},
+		{"{serviceRanges: [10.244.128.0/17]}", "overlaps 10.244.0.0/16 of pool p"},
+		{"{services: [{name: a, prefix: 10.96.0.1/32}]}", "bgp.services[0].prefix: 10.96.0.1/32 is in none of bgp.serviceRanges"},
+		{"{serviceRanges: [10.96.0.0/12], services: [{name: a}]}", "bgp.services[0].prefix: missing"},
+		{"{serviceRanges: [10.96.0.0/12], services: [{name: a, prefix: 10.96.0.1/32, nodes: [m1]}]}", "bgp.services[0].nodes[0]: there is no node"},
 		{peer("asn: 65000"), "bgp.peers[0].address: missing"},
 		{peer("address: 224.0.0.1, asn: 65000"), "bgp.peers[0].address: 224.0.0.1 is no host's"},
 		{peer("address: fe80::1, asn: 65000"), "as in fe80::1%eth0"},
@@ -36,7 +42,7 @@ func TestBGPIsChecked(t *testing.T) {
 		}
 	}
 	for _, good := range []string{
-		"{topology: mesh, restartSeconds: 4095}", "{topology: none}", "{topology: reflectors}", "{topology: ''}",
+		"{topology: mesh, restartSeconds: 4095}", "{topology: none}", "{serviceRanges: [10.96.0.0/12], services: [{name: a, prefix: 10.96.0.0/16}]}", "{topology: reflectors}", "{topology: ''}",
 		peer("address: 192.0.2.9, asn: 64512, gtsm: 3, nodes: [n1]"), peer(`address: "fe80::1%eth0", asn: 65000, labels: {}`),
 	} {
 		if _, err := fabric.Parse([]byte(bgpText + good)); err != nil {

@@ -28,6 +28,8 @@ type BGPPeerSpec struct {
 	Multihop     uint8             `json:"multihop,omitempty"`
 	BFD          bool              `json:"bfd,omitempty"`
 	MaxPrefixes  uint32            `json:"maxPrefixes,omitempty"`
+	Import       []fabric.BGPRule  `json:"import,omitempty"`
+	Export       []fabric.BGPRule  `json:"export,omitempty"`
 }
 
 // BGPPeerList is a list of them.
@@ -62,6 +64,7 @@ func peerOf(obj any) (fabric.BGPPeer, error) {
 	out := fabric.BGPPeer{
 		Name: p.Name, ASN: s.ASN, Nodes: s.Nodes, Labels: s.NodeLabels, PasswordFile: s.PasswordFile,
 		GTSM: s.GTSM, Multihop: s.Multihop, BFD: s.BFD, MaxPrefixes: s.MaxPrefixes,
+		Import: s.Import, Export: s.Export,
 	}
 	var err error
 	if out.Address, err = netip.ParseAddr(s.Address); err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -46,9 +47,16 @@ type Source struct {
 	core  rest.Interface
 	net   rest.Interface
 	nodes *store[fabric.Node]
-	pools *store[fabric.Pool]
-	peers *store[fabric.BGPPeer]
-	dirty chan struct{}
+	pools *store[pool]
+	// blocks are watched once a pool is given out in such.
+	blocks *store[block]
+	peers  *store[fabric.BGPPeer]
+	// What is told of services, where any is: ranges, whole prefixes, and the objects.
+	ranges, whole []netip.Prefix
+	discovery     rest.Interface
+	services      *store[service]
+	slices        *store[endpoints]
+	dirty         chan struct{}
 	// said is what the node's annotations were when they were last seen.
 	said map[string]string
 	mu   sync.Mutex
@@ -63,6 +71,8 @@ func Check(conf netdconf.Kubernetes) error {
 	if err := fabric.CheckASN(conf.ASN); err != nil {
 		all = append(all, fmt.Errorf("kubernetes.asn: %w", err))
 	}
+	_, _, err := serviceRanges(conf)
+	all = append(all, err)
 	return errors.Join(all...)
 }
 
@@ -80,7 +90,7 @@ func New(conf netdconf.Kubernetes, node string, log *slog.Logger) (*Source, erro
 	if err := corev1.AddToScheme(scheme); err != nil {
 		return nil, err
 	}
-	scheme.AddKnownTypes(groupVersion(), &NetworkPool{}, &NetworkPoolList{}, &BGPPeer{}, &BGPPeerList{})
+	scheme.AddKnownTypes(groupVersion(), &NetworkPool{}, &NetworkPoolList{}, &BGPPeer{}, &BGPPeerList{}, &NetworkBlock{}, &NetworkBlockList{})
 	metav1.AddToGroupVersion(scheme, groupVersion())
 	s := &Source{conf: conf, node: node, log: log, dirty: make(chan struct{}, 1)}
 	if s.core, err = client(rc, scheme, corev1.SchemeGroupVersion, "/api", runtime.ContentTypeProtobuf); err != nil {
@@ -89,15 +99,13 @@ func New(conf netdconf.Kubernetes, node string, log *slog.Logger) (*Source, erro
 	if s.net, err = client(rc, scheme, groupVersion(), "/apis", runtime.ContentTypeJSON); err != nil {
 		return nil, err
 	}
+	if err := s.prepareServices(rc, scheme); err != nil {
+		return nil, err
+	}
 	s.nodes = newStore("node", s.dirty, s.readNode)
 	s.peers = newStore("BGP peer", s.dirty, peerOf)
-	s.pools = newStore("pool", s.dirty, func(obj any) (fabric.Pool, error) {
-		p, ok := obj.(*NetworkPool)
-		if !ok {
-			return fabric.Pool{}, fmt.Errorf("is a %T", obj)
-		}
-		return poolOf(p)
-	})
+	s.pools = newStore("pool", s.dirty, readPool)
+	s.blocks = newStore("block", s.dirty, blockOf)
 	return s, nil
 }
 
@@ -122,9 +130,23 @@ func (s *Source) readNode(obj any) (fabric.Node, error) {
 	}
 	out, err := nodeOf(n, s.conf.Flannel)
 	if n.Name == s.node {
-		out.Labels = n.Labels // only this node's are asked for: by its peers' selectors
+		out.Labels = n.Labels // asked for by its peers' selectors, and for services
+		return out, err
+	}
+	for k := range s.conf.Reflectors { // of others nothing else is asked
+		if v, ok := n.Labels[k]; ok {
+			out.Labels = with(out.Labels, k, v)
+		}
 	}
 	return out, err
+}
+
+func with(m map[string]string, k, v string) map[string]string {
+	if m == nil {
+		m = map[string]string{}
+	}
+	m[k] = v
+	return m
 }
 
 // hear notes what this node's annotations are. One that somebody changed is published again, also where nothing is read
@@ -155,6 +177,13 @@ func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
 		wg.Go(func() { watch(ctx, s.net, "networkpools", &NetworkPool{}, s.pools) })
 		wg.Go(func() { watch(ctx, s.net, "bgppeers", &BGPPeer{}, s.peers) })
 	}
+	if len(s.ranges) > 0 {
+		wg.Go(func() { watch(ctx, s.core, "services", &corev1.Service{}, s.services) })
+		wg.Go(func() { watch(ctx, s.discovery, "endpointslices", &discoveryv1.EndpointSlice{}, s.slices) })
+	}
+	watchBlocks := sync.OnceFunc(func() {
+		wg.Go(func() { watch(ctx, s.net, "networkblocks", &NetworkBlock{}, s.blocks) })
+	})
 	again := time.NewTimer(publishAgain)
 	defer again.Stop()
 	for {
@@ -169,13 +198,16 @@ func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
 			case <-time.After(gather):
 			}
 		}
+		if s.sharesPools() {
+			watchBlocks()
+		}
 		d, ok := s.build()
 		if !ok {
 			continue
 		}
 		deliver(d)
-		if err := s.publish(ctx, d); err != nil {
-			s.log.Warn("the node's annotations are not written", "error", err)
+		if err := s.tellAll(ctx, d); err != nil {
+			s.log.Warn("the API server does not take what this node says; it is said again", "error", err)
 			again.Reset(publishAgain)
 		}
 	}
@@ -215,7 +247,11 @@ func untilListed(ctx context.Context, listed func() bool, run func(context.Conte
 // build makes the model of what is in the stores; ok is false before both were listed once.
 func (s *Source) build() (agent.Delivery, bool) {
 	nodes, remarks, ok := s.nodes.all()
-	pools, more, listed := s.pools.all()
+	objects, more, listed := s.pools.all()
+	var pools []fabric.Pool
+	for _, p := range objects {
+		pools = append(pools, p.Pool)
+	}
 	peers, wrong, peered := s.peers.all()
 	if len(s.conf.FlannelNetwork) > 0 {
 		p, err := s.flannelPool()
@@ -228,9 +264,28 @@ func (s *Source) build() (agent.Delivery, bool) {
 		return agent.Delivery{}, false
 	}
 	f := &fabric.Fabric{Pools: pools, Nodes: nodes, BGP: fabric.BGP{
-		ASN: s.conf.ASN, Topology: s.conf.Topology, PasswordFile: s.conf.PasswordFile, Peers: peers,
+		ASN: s.conf.ASN, Topology: s.conf.Topology, PasswordFile: s.conf.PasswordFile, Reflectors: s.conf.Reflectors, Peers: peers,
+		ServiceRanges: s.ranges,
 	}}
-	d := agent.Delivery{Fabric: f, Remarks: slices.Concat(remarks, more, wrong, f.Salvage())}
+	if len(s.ranges) > 0 {
+		services, more1, listed := s.services.all()
+		ends, more2, also := s.slices.all()
+		if !listed || !also {
+			return agent.Delivery{}, false
+		}
+		self, _ := f.Node(s.node)
+		f.BGP.Services = told(s.whole, services, ends, self)
+		more = slices.Concat(more, more1, more2)
+	}
+	wrong = append(wrong, f.Salvage()...)
+	if len(shared(pools)) > 0 {
+		blocks, bad, listed := s.blocks.all()
+		if !listed {
+			return agent.Delivery{}, false
+		}
+		wrong = slices.Concat(wrong, bad, giveBlocks(f, blocks))
+	}
+	d := agent.Delivery{Fabric: f, Remarks: slices.Concat(remarks, more, wrong)}
 	if s.conf.Flannel {
 		d.Names = overlay.FlannelNames(flannelVNI)
 	}
@@ -249,9 +304,32 @@ func (s *Source) flannelPool() (fabric.Pool, error) {
 	return p, nil
 }
 
+// tellAll is what the node says to the cluster: which blocks it takes, and what flannel on other nodes reads.
+func (s *Source) tellAll(ctx context.Context, d agent.Delivery) error {
+	if d.Fabric == nil {
+		return nil
+	}
+	return errors.Join(s.claim(ctx, d.Fabric), s.publish(ctx, d))
+}
+
+// sharesPools says whether any pool is given out in blocks; bits are the sizes of those.
+func (s *Source) sharesPools() bool {
+	all, _, _ := s.pools.all()
+	return slices.ContainsFunc(all, func(p pool) bool { return len(p.Namespaces) > 0 })
+}
+
+func (s *Source) bits() map[string][2]int {
+	out := map[string][2]int{}
+	all, _, _ := s.pools.all()
+	for _, p := range all {
+		out[p.Name] = p.bits
+	}
+	return out
+}
+
 // publish writes the node's annotations where flannel on other nodes reads them, if they are not so already.
 func (s *Source) publish(ctx context.Context, d agent.Delivery) error {
-	if !s.conf.Flannel || d.Fabric == nil {
+	if !s.conf.Flannel {
 		return nil
 	}
 	self, ok := d.Fabric.Node(s.node)

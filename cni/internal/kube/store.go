@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // store keeps of each object what read makes of it: the reflector's store. An object that is wrong keeps what it was when
@@ -28,6 +29,14 @@ func newStore[T any](kind string, changed chan<- struct{}, read func(any) (T, er
 	return &store[T]{kind: kind, read: read, changed: changed, good: map[string]T{}, bad: map[string]string{}}
 }
 
+// key is the name, with the namespace where there is one.
+func key(m metav1.Object) string {
+	if ns := m.GetNamespace(); ns != "" {
+		return ns + "/" + m.GetName()
+	}
+	return m.GetName()
+}
+
 func (s *store[T]) tell() {
 	select {
 	case s.changed <- struct{}{}:
@@ -41,7 +50,7 @@ func (s *store[T]) put(obj any) (news bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	name := m.GetName()
+	name := key(m)
 	was, wrong := s.bad[name]
 	v, err := s.read(obj)
 	if err != nil {
@@ -76,7 +85,7 @@ func (s *store[T]) Delete(obj any) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.drop(func(name string) bool { return name == m.GetName() }) {
+	if s.drop(func(name string) bool { return name == key(m) }) {
 		s.tell()
 	}
 	return nil
@@ -92,7 +101,7 @@ func (s *store[T]) Replace(list []any, _ string) error {
 		if err != nil {
 			return err
 		}
-		there[m.GetName()] = true
+		there[key(m)] = true
 		news, err := s.put(obj)
 		if err != nil {
 			return err

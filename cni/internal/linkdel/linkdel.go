@@ -20,13 +20,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Way is how the waiting is done.
+type Way int
+
+const (
+	// Child is for a process that ends with its answer.
+	Child Way = iota
+	// Thread is for one that goes on: it needs no child, which nobody would wait for.
+	Thread
+)
+
 // patience is how long the notification may take before the link is asked for instead.
 const patience = 2 * time.Second
 
+// nap is how long a descriptor is held: one grace period, 8 ms here, and the wait for it, with a margin.
+const nap = 40 * time.Millisecond
+
 // Delete deletes the link of that index in the calling thread's namespace and returns when it is gone. A link
-// that does not exist is no error. The child keeps the descriptor hold open while it waits, see [Hold]; -1 for
-// none.
-func Delete(index int32, hold int) error {
+// that does not exist is no error. The descriptor hold is kept open until the kernel is done, see [Hold]; -1 for none.
+func Delete(way Way, index int32, hold int) error {
 	watch, err := nlwire.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -39,10 +51,7 @@ func Delete(index int32, hold int) error {
 	if err != nil {
 		return os.NewSyscallError("netlink socket", err)
 	}
-	msg := rtnl.DelLink(index).Msg
-	errno := fork(uintptr(send), uintptr(hold), unsafe.Pointer(&msg[0]), uintptr(len(msg)))
-	_ = unix.Close(send)
-	if errno == 0 {
+	if begin(way, send, hold, rtnl.DelLink(index).Msg) {
 		if gone, err := awaitGone(watch, index); gone || err != nil {
 			return err
 		}
@@ -54,6 +63,21 @@ func Delete(index int32, hold int) error {
 	}
 	defer c.Close() //nolint:errcheck // nothing buffered
 	return c.Do([]nlwire.Op{rtnl.DelLink(index)})
+}
+
+// begin sends the request where nobody waits for its end, and says whether it did. The socket is its own from here on.
+func begin(way Way, send, hold int, msg []byte) bool {
+	if way == Child {
+		errno := fork(uintptr(send), uintptr(hold), unsafe.Pointer(&msg[0]), uintptr(len(msg)))
+		_ = unix.Close(send)
+		return errno == 0
+	}
+	Hold(way, hold)
+	go func() { // ends with the kernel's work, some 40 ms
+		_ = unix.Sendto(send, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) // the notification tells
+		_ = unix.Close(send)
+	}()
+	return true
 }
 
 // awaitGone waits for the notification that the link was deleted.
@@ -78,11 +102,20 @@ func awaitGone(watch *nlwire.Conn, index int32) (bool, error) {
 	return false, nil
 }
 
-// Hold makes a child whose only work is to be the last that closes fd. Closing an nf_tables socket after a
+// Hold keeps fd open for some time, so that its closing is nobody's to wait for. Closing an nf_tables socket after a
 // transaction that deleted something waits until the kernel has freed it (nft_rcv_nl_event), one more wait for
-// RCU that no answer depends on, and with the lock that everybody's next transaction needs. The child closes it
-// only when that is over. If no child can be had, the caller's own close waits.
-func Hold(fd int) {
+// RCU that no answer depends on, and with the lock that everybody's next transaction needs. A child, or a timer, closes it
+// only when that is over. If there can be none, the caller's own close waits.
+func Hold(way Way, fd int) {
+	if way == Thread {
+		if fd < 0 {
+			return
+		}
+		if dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			time.AfterFunc(nap, func() { _ = unix.Close(dup) })
+		}
+		return
+	}
 	var b [4]byte
 	_ = fork(uintptr(fd), uintptr(fd), unsafe.Pointer(&b[0]), 0)
 }
@@ -118,8 +151,8 @@ func fork(fd, hold uintptr, p unsafe.Pointer, n uintptr) syscall.Errno {
 	if n > 0 {
 		syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(p), n, 0, 0, 0)
 	}
-	nap := unix.Timespec{Nsec: 40e6}
-	syscall.RawSyscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&nap)), 0, 0)
+	rest := unix.Timespec{Nsec: int64(nap)}
+	syscall.RawSyscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&rest)), 0, 0)
 	for {
 		syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
 	}

@@ -29,6 +29,8 @@ type Config struct {
 	// Ranges are the pools that pods get their addresses from: one address for each family that is listed.
 	// Several ranges of a family are tried in order. Default: 10.88.0.0/16.
 	Ranges []Range `json:"ranges"`
+	// ReservedNamespaces are those whose addresses are not here yet: their pods are refused for now.
+	ReservedNamespaces []string `json:"reservedNamespaces"`
 	// IPMasq gives traffic that leaves all pools the node's address. Default: true.
 	IPMasq *bool `json:"ipMasq"`
 	// MasqueradeExclude are destinations outside the pools that see the pod's own address all the same.
@@ -42,6 +44,10 @@ type Config struct {
 	// CooldownSeconds is how long an address rests after DEL, if the range has another. Default: 130, longer
 	// than a TCP handshake is retried by a peer that remembers the old pod.
 	CooldownSeconds *int `json:"cooldownSeconds"`
+
+	// AgentSocket is where a runtime that knows how has a resident agent do this plugin's work (proto/cniagent/v1). The
+	// plugin itself does not use it.
+	AgentSocket string `json:"agentSocket"`
 
 	// ImportHostLocal are directories of upstream's host-local (/var/lib/cni/networks/NAME) whose leases still belong
 	// to running pods: an address with a file there is not given out.
@@ -81,6 +87,10 @@ type Range struct {
 	Gateway netip.Addr `json:"gateway"`
 	// Exclude are further addresses that are never given to a pod.
 	Exclude Prefixes `json:"exclude"`
+	// Namespaces are those whose pods get their addresses here and nowhere else; no other's do. None: all others.
+	Namespaces []string `json:"namespaces"`
+	// IPMasq false leaves pods with an address from here their own address wherever they go. Default: the network's.
+	IPMasq *bool `json:"ipMasq"`
 }
 
 // Prefixes is a list of networks.
@@ -114,6 +124,8 @@ func (r *Range) UnmarshalJSON(b []byte) error {
 		RangeEnd   string   `json:"rangeEnd"`
 		Gateway    string   `json:"gateway"`
 		Exclude    Prefixes `json:"exclude"`
+		Namespaces []string `json:"namespaces"`
+		IPMasq     *bool    `json:"ipMasq"`
 	}
 	if err := json.Unmarshal(b, &raw); err != nil {
 		return err
@@ -122,7 +134,7 @@ func (r *Range) UnmarshalJSON(b []byte) error {
 	if err != nil {
 		return spec.Errorf(spec.CodeConfig, "ranges: subnet %q is not a network such as 10.88.0.0/16", raw.Subnet)
 	}
-	*r = Range{Subnet: subnet, Exclude: raw.Exclude}
+	*r = Range{Subnet: subnet, Exclude: raw.Exclude, Namespaces: raw.Namespaces, IPMasq: raw.IPMasq}
 	for _, f := range []struct {
 		key, value string
 		to         *netip.Addr
@@ -229,8 +241,15 @@ func (c *Config) setDefaults() {
 	c.StateDir = filepath.Clean(c.StateDir)
 }
 
-// Masquerade is the effective ipMasq.
-func (c *Config) Masquerade() bool { return c.IPMasq == nil || *c.IPMasq }
+// Masquerade is the effective ipMasq of a pod with these addresses: no range of theirs may be against it.
+func (c *Config) Masquerade(addrs ...netip.Addr) bool {
+	for _, r := range c.Ranges {
+		if r.IPMasq != nil && !*r.IPMasq && slices.ContainsFunc(addrs, r.Subnet.Contains) {
+			return false
+		}
+	}
+	return c.IPMasq == nil || *c.IPMasq
+}
 
 // Cooldown is the effective cooldownSeconds.
 func (c *Config) Cooldown() int {
@@ -259,6 +278,24 @@ func (c *Config) ResultDNS() spec.DNS {
 		return c.DNS
 	}
 	return d
+}
+
+// RangesFor are the ranges of a family that pods of a namespace have their addresses from, in order.
+func (c *Config) RangesFor(namespace string, v6 bool) []Range {
+	var own, common []Range
+	for _, r := range c.Ranges {
+		switch {
+		case r.Subnet.Addr().Is6() != v6:
+		case len(r.Namespaces) == 0:
+			common = append(common, r)
+		case slices.Contains(r.Namespaces, namespace):
+			own = append(own, r)
+		}
+	}
+	if len(own) > 0 {
+		return own
+	}
+	return common
 }
 
 // Pools are the subnets of all ranges.

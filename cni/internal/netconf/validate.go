@@ -101,6 +101,9 @@ func (r *Range) check() error {
 	if r.RangeStart.IsValid() && r.RangeEnd.IsValid() && r.RangeEnd.Less(r.RangeStart) {
 		return fmt.Errorf("rangeEnd %s is before rangeStart %s", r.RangeEnd, r.RangeStart)
 	}
+	if slices.Contains(r.Namespaces, "") {
+		return errors.New("namespaces: one of them is empty")
+	}
 	for i, p := range r.Exclude {
 		if !p.IsValid() || !s.Overlaps(p) {
 			return fmt.Errorf("exclude[%d] %s is not in subnet %s", i, p, s)
@@ -145,8 +148,8 @@ func unknownKeys(stdin []byte) error {
 		return DecodeError(err)
 	}
 	known := []string{
-		"cniVersion", "cniVersions", "name", "type", "backend", "ranges", "ipMasq", "masqueradeExclude", "mtu",
-		"stateDir", "cooldownSeconds", "importHostLocal", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
+		"cniVersion", "cniVersions", "name", "type", "backend", "ranges", "reservedNamespaces", "ipMasq", "masqueradeExclude", "mtu",
+		"stateDir", "cooldownSeconds", "importHostLocal", "agentSocket", "dns", "runtimeConfig", "args", "prevResult", "capabilities", "disableCheck",
 		"disableGC", "loadOnlyInlinedPlugins",
 	}
 	var bad []error
@@ -155,7 +158,7 @@ func unknownKeys(stdin []byte) error {
 	if json.Unmarshal(top["ranges"], &ranges) == nil {
 		for i, r := range ranges {
 			bad = append(bad, unknown(fmt.Sprintf("ranges[%d].", i), r,
-				[]string{"subnet", "rangeStart", "rangeEnd", "gateway", "exclude"})...)
+				[]string{"subnet", "rangeStart", "rangeEnd", "gateway", "exclude", "namespaces", "ipMasq"})...)
 		}
 	}
 	return join(bad)

@@ -28,6 +28,9 @@ type Config struct {
 	Root string `yaml:"root"`
 	// CNI says where the configuration for the runtime is written.
 	CNI CNI `yaml:"cni"`
+	// Checksums is auto, software or device: who computes those of packets in VXLAN. Auto asks other nodes' agents
+	// whether what the device computes arrives.
+	Checksums string `yaml:"checksums"`
 	// BGP names the speaker's program and its user.
 	BGP BGP `yaml:"bgp"`
 	// LogLevel is debug, info, warn or error.
@@ -50,6 +53,12 @@ type Kubernetes struct {
 	ASN          uint32 `yaml:"asn"`
 	Topology     string `yaml:"topology"`
 	PasswordFile string `yaml:"passwordFile"`
+	// Reflectors are labels of the nodes that reflect; none: three are elected where some are needed.
+	Reflectors map[string]string `yaml:"reflectors"`
+	// ServiceRanges are where the addresses of Services lie that are told by BGP, each while it has an endpoint; others
+	// never are. WholeRanges, each inside one of them, are told as a whole, by every node, always.
+	ServiceRanges []string `yaml:"serviceRanges"`
+	WholeRanges   []string `yaml:"wholeRanges"`
 }
 
 // CNI is what is written for the container runtime.
@@ -64,6 +73,9 @@ type CNI struct {
 	StateDir string `yaml:"stateDir"`
 	// ImportHostLocal are lease directories of an earlier plugin.
 	ImportHostLocal []string `yaml:"importHostLocal"`
+	// Resident has berth-cri ask this process instead of executing the plugin, which takes a fraction of the time. Other
+	// runtimes go on executing it.
+	Resident bool `yaml:"resident"`
 }
 
 // BGP is how the speaker is run.
@@ -74,12 +86,19 @@ type BGP struct {
 	UID uint32 `yaml:"uid"`
 }
 
+// Values of [Config.Checksums].
+const (
+	Auto     = "auto"
+	Software = "software"
+	Device   = "device"
+)
+
 // Default is the configuration of an empty file.
 func Default() Config {
 	return Config{
-		Fabric: "/etc/berth/fabric.yaml", State: "/run/berth/netd", Root: "/var/lib/berth/netd", LogLevel: "info",
+		Fabric: "/etc/berth/fabric.yaml", State: "/run/berth/netd", Root: "/var/lib/berth/netd", LogLevel: "info", Checksums: Auto,
 		Kubernetes: Kubernetes{FlannelBackend: "vxlan"},
-		CNI:        CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet"},
+		CNI:        CNI{Dir: "/etc/cni/net.d", File: "10-berth.conflist", Network: "podnet", Resident: true},
 		BGP:        BGP{Program: "/usr/bin/berth-bgp", UID: 64179},
 	}
 }
@@ -145,6 +164,9 @@ func (c Config) Validate() error {
 			bad(fmt.Sprintf("kubernetes.flannelNetwork[%d]", i), "%v", err)
 		}
 	}
+	if !slices.Contains([]string{Auto, Software, Device}, c.Checksums) {
+		bad("checksums", "%q, want auto, software or device", c.Checksums)
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		bad("logLevel", "%q, want debug, info, warn or error", c.LogLevel)
 	}
@@ -153,6 +175,14 @@ func (c Config) Validate() error {
 
 // Socket is where status, traces and metrics are asked for.
 func (c Config) Socket() string { return filepath.Join(c.State, "netd.sock") }
+
+// CNISocket is where a runtime has the plugin's work done, if it is to.
+func (c Config) CNISocket() string {
+	if !c.CNI.Resident || c.CNI.Dir == "" {
+		return ""
+	}
+	return filepath.Join(c.State, "cni.sock")
+}
 
 // Text is the configuration as YAML with a comment for each key.
 func (c Config) Text() (string, error) {
@@ -185,14 +215,19 @@ func comments() map[string]string {
 		"kubernetes.asn":            "BGP's autonomous system; 0: 64512.",
 		"kubernetes.topology":       "BGP between nodes: mesh, reflectors or none; empty: a mesh up to 100 nodes.",
 		"kubernetes.passwordFile":   "The key of BGP sessions between nodes.",
+		"kubernetes.reflectors":     "Labels of the nodes that reflect routes; none: three are elected where some are needed.",
+		"kubernetes.serviceRanges":  "Addresses of Services in these networks are told by BGP while they have an endpoint; others never.",
+		"kubernetes.wholeRanges":    "Networks inside of those that every node tells as a whole.",
 		"state":                     "What need not survive a reboot: socket, lock.",
 		"root":                      "What must: the last good fabric.",
 		"cni":                       "The configuration that is written for the runtime once pods can be served.",
 		"cni.dir":                   "Empty: none is written.",
 		"cni.stateDir":              "The plugin's records; empty: its default.",
 		"cni.importHostLocal":       "Lease directories of an earlier plugin.",
+		"cni.resident":              "berth-cri asks this process instead of executing the plugin.",
 		"bgp":                       "The BGP speaker, a process of its own.",
 		"bgp.uid":                   "Whom it runs as; no other program's.",
+		"checksums":                 "Who computes checksums of packets in VXLAN: auto (other nodes' agents are asked), software, device.",
 		"logLevel":                  "debug, info, warn or error.",
 	}
 }

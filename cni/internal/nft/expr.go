@@ -143,6 +143,9 @@ func WasDNATed() []Expr {
 	}}, NotEqual(R0, 0, 0, 0, 0)}
 }
 
+// NoTrack keeps the packet from being tracked as part of a connection. It is for chains of priority raw.
+func NoTrack() Expr { return Expr{"notrack", func(*nlwire.Builder) {}} }
+
 // Counter counts what reaches it.
 func Counter() Expr { return Expr{"counter", func(*nlwire.Builder) {}} }
 

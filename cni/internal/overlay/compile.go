@@ -96,7 +96,7 @@ func outer(a, b fabric.Node, inner6 bool) (v6, ok bool) {
 // would leave by the default route and perhaps come back, and the block's share of the pods' MTU.
 func (c *compiler) own(b netip.Prefix) {
 	pool, ok := c.in.Fabric.PoolOf(b)
-	if !ok || pool.EffectiveMode() == fabric.None {
+	if !ok {
 		return
 	}
 	for _, l := range c.in.Links {
@@ -106,9 +106,11 @@ func (c *compiler) own(b netip.Prefix) {
 			}
 		}
 	}
-	c.plan.Routes = append(c.plan.Routes, Route{Dst: b, Metric: MetricLastResort, Why: "own block of pool " + pool.Name})
 	v6 := b.Addr().Is6()
 	mode := pool.EffectiveMode()
+	if mode != fabric.None { // of that no route is ours
+		c.plan.Routes = append(c.plan.Routes, Route{Dst: b, Metric: MetricLastResort, Why: "own block of pool " + pool.Name})
+	}
 	if mode == fabric.VXLAN || mode == fabric.UDP {
 		o, ok := outer(c.self, c.self, v6)
 		if !ok {
@@ -125,7 +127,10 @@ func (c *compiler) own(b netip.Prefix) {
 	if !ok && mode != fabric.VXLAN && mode != fabric.UDP {
 		home, ok = c.home(!v6) // IPv4 blocks over an IPv6 network
 	}
-	if !ok {
+	switch {
+	case !ok && mode == fabric.None && pool.MTU > 0: // what is said is enough: no packet leaves by a way of ours
+		home.MTU = pool.MTU
+	case !ok:
 		c.problem("block %s: this node's address is on no link now", b)
 		return
 	}
@@ -271,6 +276,9 @@ func (c *compiler) learned() {
 		if slices.ContainsFunc(c.self.PodCIDRs, func(b netip.Prefix) bool { return fabric.Within(l.Prefix, b) }) {
 			continue // never away from our own pods
 		}
+		if slices.ContainsFunc(c.in.Fabric.BGP.ServiceRanges, func(r netip.Prefix) bool { return fabric.Within(l.Prefix, r) }) {
+			continue // the node's service proxy serves it
+		}
 		if pool, ok := c.in.Fabric.PoolOf(l.Prefix); ok && pool.EffectiveMode() != fabric.BGPMode {
 			continue
 		}
@@ -313,6 +321,7 @@ func (c *compiler) name(v6 bool) string {
 func (c *compiler) device(v6 bool) Device {
 	d := Device{
 		Name: c.name(v6), VNI: c.tunnel.VNI, Port: c.tunnel.Port, Local: c.self.Address(v6), MAC: c.self.MAC(v6),
+		SoftChecksums: slices.Contains(c.in.SoftChecksums, c.name(v6)),
 	}
 	if home, ok := c.home(v6); ok {
 		d.MTU = home.MTU - overhead(v6)

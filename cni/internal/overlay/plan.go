@@ -50,6 +50,8 @@ type Input struct {
 	Links   []Link
 	Learned []Learned
 	Names   Names
+	// SoftChecksums are the devices whose checksums do not survive the way when hardware computes them.
+	SoftChecksums []string
 }
 
 // Plan is what the kernel must hold, each list in a fixed order.
@@ -85,6 +87,8 @@ type Device struct {
 	MTU int
 	// Addrs are the first addresses of the node's blocks: the source of the node's own packets to pods elsewhere.
 	Addrs []netip.Addr
+	// SoftChecksums has the kernel compute checksums before a packet is wrapped.
+	SoftChecksums bool
 }
 
 // UDPName is the link of mode udp.
@@ -153,6 +157,9 @@ func (p *Plan) String() string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	for _, d := range p.Devices {
 		line("link %s vxlan id %d local %s dstport %d address %s mtu %d", d.Name, d.VNI, d.Local, d.Port, d.MAC, d.MTU)
+		if d.SoftChecksums {
+			line("checksums of %s in software", d.Name)
+		}
 		for _, a := range d.Addrs {
 			line("addr %s dev %s", netip.PrefixFrom(a, a.BitLen()), d.Name)
 		}

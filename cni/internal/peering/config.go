@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,20 +32,24 @@ func compile(f *fabric.Fabric, self string, secret secrets) (c bgp.Config, remar
 		return bgp.Config{}, nil, nil
 	}
 	c = bgp.Config{
-		ASN: f.BGP.LocalASN(), RouterID: routerID(me), Listen: me.Addresses, Pools: f.CIDRs(),
-		Restart: bgp.Restart{Time: orElse(time.Duration(f.BGP.RestartSeconds)*time.Second, defaultRestart)},
+		ASN: f.BGP.LocalASN(), RouterID: routerID(me), Listen: me.Addresses, Pools: f.CIDRs(), Services: f.BGP.ServiceRanges,
+		Restart: bgp.Restart{
+			Time:      orElse(time.Duration(f.BGP.RestartSeconds)*time.Second, defaultRestart),
+			LongLived: time.Duration(f.BGP.LongLivedSeconds) * time.Second,
+		},
 	}
 	for _, b := range me.PodCIDRs {
 		if p, ok := f.PoolOf(b); ok && p.EffectiveMode() == fabric.BGPMode {
 			c.Announcements = append(c.Announcements, bgp.Announcement{Prefix: b})
 		}
 	}
+	c.Announcements = append(c.Announcements, services(f, self)...)
 	if err := c.Validate(); err != nil {
 		return bgp.Config{}, nil, err
 	}
 	s := bgp.Settings{ASN: c.ASN, Topology: bgp.Topology(f.BGP.Topology)}
 	s.Session.ConnectRetry = retryNodes
-	if f.BGP.Reflectors != nil {
+	if len(f.BGP.Reflectors) > 0 {
 		s.Reflector = f.BGP.Reflectors
 	}
 	if s.Session.Password, err = secret(f.BGP.PasswordFile); err != nil {
@@ -59,6 +64,18 @@ func compile(f *fabric.Fabric, self string, secret secrets) (c bgp.Config, remar
 	s.External, more = externals(f, me, c, secret)
 	c.Peers, _ = bgp.Plan(nodes, self, s)
 	return c, append(remarks, more...), nil
+}
+
+// services are what this node tells of services. Two may share an address, as Services that share a load balancer's do.
+func services(f *fabric.Fabric, self string) (out []bgp.Announcement) {
+	told := map[netip.Prefix]bool{}
+	for _, s := range f.BGP.Services {
+		if (len(s.Nodes) == 0 || slices.Contains(s.Nodes, self)) && !told[s.Prefix] {
+			told[s.Prefix] = true
+			out = append(out, bgp.Announcement{Prefix: s.Prefix})
+		}
+	}
+	return out
 }
 
 // externals are the peers outside of the cluster that are this node's and can be had, and what is wrong with the others of
@@ -78,6 +95,12 @@ func externals(f *fabric.Fabric, me fabric.Node, c bgp.Config, secret secrets) (
 		name := orElse(p.Name, p.Address.String())
 		key, err := secret(p.PasswordFile)
 		e.Peer.Password = key
+		if err == nil {
+			e.Peer.Import, err = rules("import", p.Import)
+		}
+		if err == nil {
+			e.Peer.Export, err = rules("export", p.Export)
+		}
 		if o := taken[p.Address]; err == nil && o != "" {
 			err = fmt.Errorf("%s is the address of %s", p.Address, o)
 		}
@@ -107,8 +130,11 @@ func external(p fabric.BGPPeer) bgp.ExternalPeer {
 	out := bgp.ExternalPeer{Nodes: p.Nodes, Peer: bgp.Peer{
 		Name: p.Name, Address: p.Address, ASN: p.ASN, GTSM: p.GTSM, Multihop: p.Multihop, MaxPrefixes: p.MaxPrefixes,
 	}}
-	if p.Labels != nil {
+	if len(p.Labels) > 0 || len(p.Nodes) == 0 {
 		out.Selector = p.Labels
+		if out.Selector == nil {
+			out.Selector = bgp.Selector{} // of all nodes
+		}
 	}
 	if p.BFD {
 		out.Peer.BFD = &bgp.BFD{Transmit: bfdEvery, Receive: bfdEvery, Multiplier: bfdLost}

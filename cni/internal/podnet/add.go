@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/berth-project/berth/cni/internal/ipam"
@@ -59,7 +60,7 @@ func (n *Network) Add(a Attachment, req *netconf.Request) (*spec.Result, error) 
 		Network: n.conf.Name, ContainerID: a.ContainerID, IfName: a.IfName, Netns: a.Netns, MTU: mtu,
 		Namespace: req.Namespace, PodName: req.Pod, UID: req.UID, CgroupPath: req.CgroupPath,
 		Created: time.Now().Unix(),
-		Pod:     ruleset.Pod{Link: link, MAC: req.MAC, Masquerade: n.conf.Masquerade()},
+		Pod:     ruleset.Pod{Link: link, MAC: req.MAC},
 	}
 	err = n.attach(rec, req, ns)
 	if err != nil {
@@ -225,13 +226,11 @@ func (n *Network) refuseDuplicate(link string, a Attachment) error {
 
 // takeAddrs takes one address for each family that the network has ranges of.
 func (n *Network) takeAddrs(rec *state.Record, req *netconf.Request) error {
+	if slices.Contains(n.conf.ReservedNamespaces, req.Namespace) {
+		return errs.Unavailable.Errorf("namespace %s has a pool of its own, and this node has no block of it yet", req.Namespace)
+	}
 	for _, v6 := range []bool{false, true} {
-		var rs []netconf.Range
-		for _, r := range n.conf.Ranges {
-			if r.Subnet.Addr().Is6() == v6 {
-				rs = append(rs, r)
-			}
-		}
+		rs := n.conf.RangesFor(req.Namespace, v6)
 		if len(rs) == 0 {
 			continue
 		}
@@ -249,6 +248,7 @@ func (n *Network) takeAddrs(rec *state.Record, req *netconf.Request) error {
 		}
 		rec.Pod.Addrs = append(rec.Pod.Addrs, a)
 	}
+	rec.Pod.Masquerade = n.conf.Masquerade(rec.Pod.Addrs...)
 	return nil
 }
 
@@ -263,6 +263,9 @@ func wanted(req *netconf.Request, v6 bool) netip.Addr {
 
 func (n *Network) takeAddr(rs []netconf.Range, want netip.Addr) (netip.Addr, error) {
 	var failed error
+	if inside := func(r netconf.Range) bool { return r.Subnet.Contains(want) }; want.IsValid() && !slices.ContainsFunc(rs, inside) {
+		return want, errs.InvalidArgument.Errorf("address %s is in a range of other namespaces", want)
+	}
 	for _, r := range rs {
 		if want.IsValid() && !r.Subnet.Contains(want) {
 			continue

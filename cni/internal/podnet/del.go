@@ -161,5 +161,5 @@ func (n *Network) deleteLink(name string) error {
 		return nil
 	}
 	n.held = true
-	return linkdel.Delete(l.Index, n.nft.FD())
+	return linkdel.Delete(n.way, l.Index, n.nft.FD())
 }

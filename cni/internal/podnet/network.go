@@ -62,6 +62,7 @@ type Network struct {
 	// leases are the directories of host-local's format that were opened.
 	leases map[string]*hostlocal.Dir
 	log    io.Writer
+	way    linkdel.Way
 	// held says that a child holds the nf_tables socket, see Close.
 	held bool
 }
@@ -70,16 +71,33 @@ type Network struct {
 // milliseconds: one grace period, 8 ms here, with a margin.
 const destroyTime = 40
 
-// Open takes the state lock and repairs what a killed process or another boot left behind. log takes remarks for
-// the node's administrator, a line each.
-func Open(conf *netconf.Config, log io.Writer) (*Network, error) {
+// Options are what of a verb is not its network's.
+type Options struct {
+	// Log takes remarks for the node's administrator, a line each.
+	Log io.Writer
+	// Resident: the process goes on after the verb.
+	Resident bool
+	// Wanted is asked once the lock is held: an error ends the verb before it did anything. Nil: always.
+	Wanted func() error
+}
+
+// Open takes the state lock and repairs what a killed process or another boot left behind.
+func Open(conf *netconf.Config, o Options) (*Network, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{conf: conf, log: log, pools: map[netip.Prefix]*ipam.Pool{}, leases: map[string]*hostlocal.Dir{}}
+	n := &Network{conf: conf, log: o.Log, pools: map[netip.Prefix]*ipam.Pool{}, leases: map[string]*hostlocal.Dir{}}
 	if n.store, err = state.Open(conf.StateDir, strings.TrimSpace(string(boot)), lockPatience); err != nil {
 		return nil, err
+	}
+	if o.Resident {
+		n.way = linkdel.Thread
+	}
+	if o.Wanted != nil {
+		if err := o.Wanted(); err != nil {
+			return nil, errors.Join(err, n.Close())
+		}
 	}
 	if n.route, err = nlwire.Dial(unix.NETLINK_ROUTE); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -110,7 +128,7 @@ func (n *Network) Close() error {
 	}
 	if n.nft != nil {
 		if age := uptime() - n.store.LastDeleted(); !n.held && age >= 0 && age < destroyTime {
-			linkdel.Hold(n.nft.FD())
+			linkdel.Hold(n.way, n.nft.FD())
 		}
 		errs = append(errs, n.nft.Close())
 	}

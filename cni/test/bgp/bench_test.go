@@ -63,7 +63,7 @@ func (a *applier) apply(routes []berth.Route) error {
 
 // runApplier keeps the kernel of u's node as u knows it, until stop is closed.
 func runApplier(u *us, stop <-chan struct{}) error {
-	return u.at.do(func() error {
+	return u.at.Do(func() error {
 		conn, err := nlwire.Dial(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
@@ -92,7 +92,7 @@ func runApplier(u *us, stop <-chan struct{}) error {
 
 // inKernel counts the routes of one protocol in a node's IPv4 tables.
 func inKernel(x *node, proto byte) (n int, err error) {
-	err = x.do(func() error {
+	err = x.Do(func() error {
 		conn, err := nlwire.Dial(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err

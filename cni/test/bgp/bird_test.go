@@ -63,7 +63,7 @@ func (b *bird) configure(t testing.TB, f far) {
 }
 
 func (b *bird) ask(line string) (string, error) {
-	return b.f.at.run(append([]string{"/usr/sbin/birdc", "-s", b.socket()}, strings.Fields(line)...)...)
+	return b.f.at.Exec(append([]string{"/usr/sbin/birdc", "-s", b.socket()}, strings.Fields(line)...)...)
 }
 
 func (b *bird) established(a netip.Addr) (bool, string, error) {

@@ -81,7 +81,7 @@ func (r *frr) configure(t testing.TB, f far) {
 }
 
 func (r *frr) ask(line string) (string, error) {
-	return r.f.at.run("/usr/bin/vtysh", "--vty_socket", r.f.at.dir, "-d", "bgpd", "-c", line)
+	return r.f.at.Exec("/usr/bin/vtysh", "--vty_socket", r.f.at.dir, "-d", "bgpd", "-c", line)
 }
 
 func (r *frr) established(a netip.Addr) (bool, string, error) {

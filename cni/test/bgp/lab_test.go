@@ -7,13 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/cni/test/netlab"
 )
 
 // build compiles berth-bgp once, where another user can execute it.
@@ -35,64 +36,17 @@ var build = sync.OnceValues(func() (string, error) {
 })
 
 // ns is a network namespace that lives as long as its descriptor.
-type ns struct{ f *os.File }
+type ns struct{ *netlab.NS }
 
 func newNS(t testing.TB) *ns {
 	t.Helper()
-	ch := make(chan *os.File)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Error(err)
-			close(ch)
-			return
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			t.Error(err)
-		}
-		ch <- f
-	}()
-	f := <-ch
-	if f == nil {
-		t.FailNow()
-	}
-	t.Cleanup(func() { _ = f.Close() })
-	return &ns{f}
+	return &ns{netlab.Bare(t)}
 }
 
-func (n *ns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.f.Fd()) }
-
-// do runs fn on a thread in the namespace; the thread is thrown away.
-func (n *ns) do(fn func() error) error {
-	ch := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(int(n.f.Fd()), unix.CLONE_NEWNET); err != nil {
-			ch <- err
-			return
-		}
-		ch <- fn()
-	}()
-	return <-ch
-}
-
-// run runs one command (no shell) in the namespace.
-func (n *ns) run(args ...string) (string, error) {
-	var out []byte
-	err := n.do(func() (err error) {
-		out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
-		return err
-	})
-	if err != nil {
-		return string(out), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
-	}
-	return string(out), nil
-}
-
+// sh runs one command (no shell) in the namespace.
 func (n *ns) sh(t testing.TB, line string) string {
 	t.Helper()
-	out, err := n.run(strings.Fields(line)...)
+	out, err := n.Try(line)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +70,7 @@ func newLab(t testing.TB, n int) []*node {
 	var all []*node
 	for i := 1; i <= n; i++ {
 		x := &node{ns: newNS(t), n: i, dir: t.TempDir(), v4: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), v6: netip.MustParseAddr(fmt.Sprintf("fd00::%x", i))}
-		hub.sh(t, fmt.Sprintf("ip link add p%d type veth peer name eth0 netns %s", i, x.path()))
+		hub.sh(t, fmt.Sprintf("ip link add p%d type veth peer name eth0 netns %s", i, x.Path()))
 		hub.sh(t, fmt.Sprintf("ip link set p%d master br0 up", i))
 		for _, line := range []string{
 			"ip link set lo up", "ip link set eth0 address " + fmt.Sprintf("02:00:00:00:00:%02x", i),
@@ -139,7 +93,7 @@ func newLab(t testing.TB, n int) []*node {
 func (x *node) checkEmpty(t testing.TB) {
 	t.Helper()
 	var st unix.Stat_t
-	if err := unix.Fstat(int(x.f.Fd()), &st); err != nil {
+	if err := unix.Stat(x.Path(), &st); err != nil {
 		t.Error(err)
 		return
 	}
@@ -180,7 +134,7 @@ func (x *node) start(t testing.TB, args ...string) *daemon {
 	t.Helper()
 	d := &daemon{cmd: exec.Command(args[0], args[1:]...), out: new(bytes.Buffer)}
 	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
-	if err := x.do(d.cmd.Start); err != nil {
+	if err := x.Do(d.cmd.Start); err != nil {
 		t.Fatalf("%v: %v", args, err)
 	}
 	t.Cleanup(func() {

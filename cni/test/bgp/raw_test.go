@@ -117,7 +117,7 @@ type rawPeer struct {
 
 // connect opens the TCP connection and says open; if that is a good OPEN, the session is up afterwards.
 func (r *rawPeer) connect(open []byte) error {
-	err := r.at.do(func() (err error) {
+	err := r.at.Do(func() (err error) {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: r.local.AsSlice()}, Timeout: 2 * time.Second}
 		r.conn, err = d.Dial("tcp", netip.AddrPortFrom(r.us, 179).String())
 		return err

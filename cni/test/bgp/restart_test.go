@@ -108,7 +108,7 @@ func noneMissing(t *testing.T, who string, missing func() (int64, int64)) {
 func child(t *testing.T, x *node) int {
 	t.Helper()
 	var st unix.Stat_t
-	if err := unix.Fstat(int(x.f.Fd()), &st); err != nil {
+	if err := unix.Stat(x.Path(), &st); err != nil {
 		t.Fatal(err)
 	}
 	dirs, err := filepath.Glob("/proc/[0-9]*")

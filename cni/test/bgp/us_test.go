@@ -75,7 +75,7 @@ func startUs(t testing.TB, x *node, c berth.Config, kept []berth.Route) *us {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- x.do(func() error { return u.Run(ctx) }) }()
+	go func() { done <- x.Do(func() error { return u.Run(ctx) }) }()
 	var once sync.Once
 	u.stop = func() {
 		once.Do(func() {

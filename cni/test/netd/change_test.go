@@ -233,3 +233,17 @@ func TestForeignVTEP(t *testing.T) {
 	}
 	mustReach(t, "a pod", p1.NS, p2.v4, p1.mtu)
 }
+
+// TestWrappedIsUntracked: a node that masquerades all that it sends, as some firewalls do, leaves wrapped packets alone.
+func TestWrappedIsUntracked(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "mode: vxlan", true, true, 2, false)
+	n1, p2 := l.nodes[0], l.nodes[1].pod("")
+	p1 := n1.pod("")
+	n1.Run("nft add table inet fw", "nft add chain inet fw post { type nat hook postrouting priority 100 ; }",
+		"nft add rule inet fw post udp dport 8472 counter masquerade fully-random")
+	within(t, "IPv4 and IPv6", func() bool { return reachesNow(p1.NS, p2.v4, 100) && reachesNow(p1.NS, p2.v6, 100) })
+	if out := n1.Run("nft list table inet fw"); !strings.Contains(out, "counter packets 0") {
+		t.Errorf("wrapped packets were masqueraded:\n%s", out)
+	}
+}

@@ -62,16 +62,17 @@ type lab struct {
 // node is a machine with an agent.
 type node struct {
 	*netlab.NS
-	lab   *lab
-	i     int
-	name  string
-	v4    string // underlay
-	v6    string
-	port  *netlab.Port
-	dir   string
-	agent *netlab.Process
-	extra string // more keys of its entry in the fabric
-	pods  int
+	lab      *lab
+	i        int
+	name     string
+	v4       string // underlay
+	v6       string
+	port     *netlab.Port
+	dir      string
+	agent    *netlab.Process
+	extra    string // more keys of its entry in the fabric
+	settings string // more of its configuration
+	pods     int
 }
 
 const (
@@ -186,7 +187,7 @@ func (n *node) file(name string) string { return filepath.Join(n.dir, name) }
 func (n *node) start(env ...string) {
 	n.lab.t.Helper()
 	conf := fmt.Sprintf("node: %s\nfabric: %s\nstate: %s\nroot: %s\ncni: {dir: %s, stateDir: %s}\nbgp: {program: %s}\n",
-		n.name, n.lab.fabric, n.file("run"), n.file("lib"), n.file("net.d"), n.file("cni"), filepath.Join(n.lab.bin, "berth-bgp"))
+		n.name, n.lab.fabric, n.file("run"), n.file("lib"), n.file("net.d"), n.file("cni"), filepath.Join(n.lab.bin, "berth-bgp")) + n.settings
 	if err := os.WriteFile(n.file("netd.yaml"), []byte(conf), 0o600); err != nil {
 		n.lab.t.Fatal(err)
 	}
@@ -302,9 +303,15 @@ func (n *node) cni(verb, id string, p *pod, conf map[string]any) []byte {
 	if err != nil {
 		n.lab.t.Fatal(err)
 	}
+	return n.execute(verb, id, p.Path(), string(stdin))
+}
+
+// execute runs the plugin.
+func (n *node) execute(verb, id, netns, stdin string) []byte {
+	n.lab.t.Helper()
 	cmd := exec.Command(filepath.Join(n.lab.bin, "berth-cni"))
-	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+p.Path())
-	cmd.Stdin = strings.NewReader(string(stdin))
+	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+netns)
+	cmd.Stdin = strings.NewReader(stdin)
 	var out []byte
 	if err := n.Do(func() (err error) { out, err = cmd.Output(); return err }); err != nil {
 		n.lab.t.Fatalf("%s %s on %s: %v: %s", verb, id, n.name, err, out)

@@ -23,8 +23,8 @@ type NS struct {
 	t testing.TB
 }
 
-// New makes a namespace with its loopback up, which is given up at the test's end.
-func New(t testing.TB) *NS {
+// Bare makes a namespace as a runtime makes one for a pod: with nothing set and nothing up. It is given up at the test's end.
+func Bare(t testing.TB) *NS {
 	t.Helper()
 	ch := make(chan *os.File)
 	go func() {
@@ -45,11 +45,21 @@ func New(t testing.TB) *NS {
 		t.FailNow()
 	}
 	n := &NS{f: f, t: t}
-	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(n.Close)
+	return n
+}
+
+// Close gives the namespace up before the test's end.
+func (n *NS) Close() {
+	if err := n.f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		n.t.Error(err)
+	}
+}
+
+// New makes a namespace that is a node's: its loopback is up, and its addresses serve at once.
+func New(t testing.TB) *NS {
+	t.Helper()
+	n := Bare(t)
 	n.Run("ip link set lo up")
 	n.Sysctl("ipv6/conf/default/accept_dad", "0") // a second for each address
 	return n
@@ -72,9 +82,11 @@ func (n *NS) Do(fn func() error) error {
 	return <-ch
 }
 
-// Try runs one command, no shell, in the namespace and returns what it printed.
-func (n *NS) Try(line string) (string, error) {
-	args := strings.Fields(line)
+// Try is Exec of a line's words.
+func (n *NS) Try(line string) (string, error) { return n.Exec(strings.Fields(line)...) }
+
+// Exec runs one command, no shell, in the namespace and returns what it printed.
+func (n *NS) Exec(args ...string) (string, error) {
 	var out []byte
 	err := n.Do(func() (err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -83,7 +95,7 @@ func (n *NS) Try(line string) (string, error) {
 		return err
 	})
 	if err != nil {
-		return string(out), fmt.Errorf("%s: %w: %s", line, err, out)
+		return string(out), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out), nil
 }

@@ -55,7 +55,7 @@ type Network struct {
 
 // New reads the configuration once. A directory without one is no error: Ready says so.
 func New(cfg Config, log *slog.Logger) *Network {
-	n := &Network{cfg: cfg, log: log, cni: libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, nil)}
+	n := &Network{cfg: cfg, log: log, cni: libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, newExec(log))}
 	n.Reload()
 	return n
 }

@@ -34,8 +34,10 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "build the plugin: %v\n%s", err, out)
 			return 1
 		}
-		if err := os.Link(one, filepath.Join(plugins, "two")); err != nil {
-			panic(err)
+		for _, name := range []string{"two", pluginType} {
+			if err := os.Link(one, filepath.Join(plugins, name)); err != nil {
+				panic(err)
+			}
 		}
 		return m.Run()
 	}())

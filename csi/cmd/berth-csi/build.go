@@ -14,12 +14,14 @@ import (
 	"github.com/berth-project/berth/csi/internal/btrfs"
 	"github.com/berth-project/berth/csi/internal/cluster"
 	"github.com/berth-project/berth/csi/internal/config"
+	"github.com/berth-project/berth/csi/internal/dir"
 	"github.com/berth-project/berth/csi/internal/driver"
 	"github.com/berth-project/berth/csi/internal/journal"
 	"github.com/berth-project/berth/csi/internal/loop"
 	"github.com/berth-project/berth/csi/internal/pool"
 	"github.com/berth-project/berth/csi/internal/registration"
 	"github.com/berth-project/berth/csi/internal/volume"
+	"github.com/berth-project/berth/proto/errs"
 )
 
 // daemon is the wired program.
@@ -86,6 +88,9 @@ func (d *daemon) assemble() error {
 		if err != nil {
 			return fmt.Errorf("pools.%s: %w", name, err)
 		}
+		if p.Missing != nil {
+			d.log.Error("a pool is not there: the others are served, and it is looked for", "pool", name, "error", p.Missing)
+		}
 		c.Pools = append(c.Pools, p)
 	}
 	if d.volumes, err = volume.New(c, d.journal); err != nil {
@@ -114,33 +119,48 @@ func (d *daemon) watch() error {
 	return err
 }
 
-// pool opens a pool that is configured. Its identity is recorded the first time, so that an unmounted one is told from
-// a new one.
+// pool is a pool that is configured. One that is not there now (not mounted, not readable) is looked for later; one
+// that cannot keep what it promises, or is not what the configuration says, is refused.
 func (d *daemon) pool(name string, c config.Pool) (volume.Pool, error) {
 	size, serr := config.Bytes(c.Size)
 	free, ferr := config.Bytes(c.KeepFree)
 	if err := errors.Join(serr, ferr); err != nil {
 		return volume.Pool{}, err
 	}
+	out := volume.Pool{
+		Name: name, Path: c.Path, Kind: c.Backend, Size: size, KeepFree: free, Overcommit: c.Overcommit, Inline: c.Ephemeral, Default: c.Default,
+		Open: func() (volume.Backend, error) { return d.open(name, c) },
+	}
+	b, err := out.Open()
+	switch errs.Of(err) {
+	case "":
+		out.Backend = b
+	case errs.FailedPrecondition, errs.InvalidArgument:
+		return out, err
+	default:
+		out.Missing = err
+	}
+	return out, nil
+}
+
+// open opens a pool. Its identity is recorded the first time, so that an unmounted one is told from a new one.
+func (d *daemon) open(name string, c config.Pool) (volume.Backend, error) {
 	key := "pool/" + name
 	known := strings.Trim(string(d.journal.Get(key)), `"`)
 	p, err := pool.Open(c.Path, name, known)
 	if err != nil {
-		return volume.Pool{}, err
+		return nil, err
 	}
 	if known == "" {
 		if err := d.journal.Put(key, p.ID(), true); err != nil {
-			return volume.Pool{}, err
+			return nil, err
 		}
-	}
-	out := volume.Pool{
-		Name: name, Path: c.Path, Kind: c.Backend, Size: size, KeepFree: free, Overcommit: c.Overcommit, Inline: c.Ephemeral, Default: c.Default,
 	}
 	switch c.Backend {
 	case "btrfs":
-		out.Backend, err = btrfs.New(p)
-	default: // validated
-		out.Backend, err = loop.New(p)
+		return btrfs.New(p)
+	case "dir":
+		return dir.New(p)
 	}
-	return out, err
+	return loop.New(p) // validated: there is no other
 }

@@ -7,6 +7,8 @@
 //	berth-csi [--config FILE] pools           what each pool has promised, and what is wrong with it
 //	berth-csi [--config FILE] volumes         all volumes and snapshots of this node
 //	berth-csi [--config FILE] orphans         storage that no record knows
+//	berth-csi [--config FILE] adopt PV...     take over PersistentVolumes that are directories of this node
+//	berth-csi gone [--policy P] [--after D]   for the whole cluster: what nodes that will not return have left
 //	berth-csi failpoints                      list the places where a test can make it fail
 //	berth-csi version
 package main
@@ -49,6 +51,10 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		return serve(ctx, *path, *node)
 	case len(rest) == 1 && (rest[0] == "pools" || rest[0] == "volumes" || rest[0] == "orphans"):
 		return show(ctx, *path, rest[0], out)
+	case rest[0] == "adopt":
+		return adoptAll(ctx, *path, *node, rest[1:], out)
+	case rest[0] == "gone":
+		return lookAfterGone(ctx, rest[1:])
 	case rest[0] == "failpoints" && len(rest) == 1:
 		_, err := fmt.Fprintln(out, strings.Join(failpoint.Names(), "\n"))
 		return err
@@ -69,5 +75,5 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		_, err := fmt.Fprintln(out, rest[2], "is good")
 		return err
 	}
-	return fmt.Errorf("unknown command %q: have config default, config check FILE, pools, volumes, orphans, failpoints, version, or none to serve", flags.Args())
+	return fmt.Errorf("unknown command %q: have config default, config check FILE, pools, volumes, orphans, adopt PV..., gone, failpoints, version, or none to serve", flags.Args())
 }

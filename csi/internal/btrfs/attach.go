@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"strings"
 
 	"github.com/berth-project/berth/csi/internal/mount"
 	"github.com/berth-project/berth/csi/internal/pool"
@@ -44,21 +43,11 @@ func (b *Backend) Release(_ context.Context, v volume.Spec) error {
 	if err != nil {
 		return err
 	}
-	all, err := mount.Everywhere()
-	if err := errors.Join(err, d.Close()); err != nil {
-		return err
+	point, err := mount.Within("btrfs", pool.Volumes, v.ID)
+	if err == nil && point != "" {
+		err = errs.FailedPrecondition.Errorf("volume %s is still mounted at %s, here or in another mount namespace: end what uses it", v.ID, point)
 	}
-	// The root of a mount within the file system is POOL/volumes/ID/..., of which a tenant says only the end.
-	mine := "/" + pool.Volumes + "/" + v.ID
-	for _, m := range all {
-		if m.FSType != "btrfs" {
-			continue
-		}
-		if _, after, found := strings.Cut(m.Root, "/"+pool.Volumes+"/v"); found && strings.HasPrefix("/"+pool.Volumes+"/v"+after+"/", mine+"/") {
-			return errs.FailedPrecondition.Errorf("volume %s is still mounted at %s, here or in another mount namespace: end what uses it", v.ID, m.Point)
-		}
-	}
-	return nil
+	return errors.Join(err, d.Close())
 }
 
 // Grow implements volume.Attacher: a limit is all there is, and Resize has set it.

@@ -40,6 +40,9 @@ type Backend struct {
 	pool  *pool.Pool
 	sysfs string // /sys/fs/btrfs/UUID
 
+	mu     sync.Mutex
+	proved bool // that the quota holds; on a full file system that cannot be tried
+
 	groups sync.RWMutex // read: a group is being made and has no member yet; write: groups without members are removed
 }
 
@@ -78,11 +81,32 @@ func New(p *pool.Pool) (*Backend, error) {
 		return nil, errs.FailedPrecondition.Errorf("%s has btrfs's classic quota (%s), which a tenant can leave: switch it off (btrfs quota disable) and start berth-csi again: %w",
 			p.Path(), strings.TrimSpace(string(mode)), errors.Join(err, unix.EOPNOTSUPP))
 	}
-	return b, b.prove(d)
+	err = b.prove(d)
+	if errs.Of(err) == errs.ResourceExhausted { // what is in it is served, and may be deleted; the next Ensure tries again
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
-// prove makes a volume of 1 MiB with a subvolume in it, as a tenant might, and writes until it is stopped.
-func (b *Backend) prove(d *pool.Dir) (err error) {
+// prove tries the quota out, once.
+func (b *Backend) prove(d *pool.Dir) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.proved {
+		return nil
+	}
+	if err := b.try(d); err != nil {
+		return pool.Full(err)
+	}
+	b.proved = true
+	return nil
+}
+
+// try makes a volume of 1 MiB with a subvolume in it, as a tenant might, and writes until it is stopped.
+func (b *Backend) try(d *pool.Dir) (err error) {
 	const id = ".probe"
 	number := 1<<47 | uint64(time.Now().UnixNano())>>20 // a group that may be left of an earlier proof is another
 	building, err := d.Sub(pool.Building)
@@ -140,6 +164,9 @@ func (b *Backend) Ensure(_ context.Context, v volume.Spec) error {
 	if there, err := d.Exists(path(pool.Volumes, v.ID)); there || err != nil {
 		return err
 	}
+	if err := b.prove(d); err != nil {
+		return err
+	}
 	if err := b.discard(d, path(pool.Building, v.ID), v.Number); err != nil { // a killed Ensure's
 		return pool.Full(err)
 	}
@@ -176,6 +203,11 @@ func (b *Backend) build(d *pool.Dir, v volume.Spec) error {
 	}
 	if err := makeSubvolume(building, v.ID, source, v.Number, false); err != nil {
 		return err
+	}
+	if len(v.Tuning) > 0 {
+		if err := b.tuneNew(d, v); err != nil {
+			return err
+		}
 	}
 	return afterSubvolume.Hit()
 }

@@ -100,5 +100,10 @@ func (b *Backend) removeSnapshot(d *pool.Dir, id string) error {
 	return err
 }
 
+// Changed implements volume.Snapshots: there is no device whose blocks could be counted.
+func (b *Backend) Changed(context.Context, string, string) ([]volume.Range, error) {
+	return nil, errs.FailedPrecondition.Errorf("the pool at %s is one of subvolumes, which have no blocks: changed blocks are those of the loop backend", b.pool.Path())
+}
+
 // Thaw implements volume.Snapshots: nothing is ever frozen.
 func (b *Backend) Thaw(context.Context, *os.File) error { return nil }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -15,6 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/berth-project/berth/proto/errs"
 )
 
 // settle is how long changes are gathered before they are published: a burst of claims is one update.
@@ -71,22 +74,23 @@ func (l *Loops) publish(ctx context.Context) error {
 	for i := range list.Items {
 		have[list.Items[i].Name] = &list.Items[i]
 	}
+	var failed error
 	for _, c := range classes {
 		if c.Provisioner != l.conf.Name {
 			continue
 		}
 		name := l.objectName(c.Name)
 		if err := l.publishClass(ctx, c, have[name]); err != nil {
-			return fmt.Errorf("class %s: %w", c.Name, err)
+			failed = errors.Join(failed, fmt.Errorf("class %s: %w", c.Name, err))
 		}
 		delete(have, name)
 	}
 	for name := range have {
 		if err := api.Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-			return err
+			failed = errors.Join(failed, err)
 		}
 	}
-	return nil
+	return failed
 }
 
 func (l *Loops) objectName(class string) string {
@@ -97,6 +101,9 @@ func (l *Loops) objectName(class string) string {
 func (l *Loops) publishClass(ctx context.Context, c *storagev1.StorageClass, have *storagev1.CSIStorageCapacity) error {
 	params := maps.Clone(c.Parameters)
 	resp, err := l.driver.GetCapacity(ctx, &csi.GetCapacityRequest{Parameters: params})
+	if errs.Of(err) == errs.Unavailable { // a pool that is not there has no room
+		resp, err = &csi.GetCapacityResponse{}, nil
+	}
 	if err != nil {
 		return err
 	}

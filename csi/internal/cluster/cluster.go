@@ -1,6 +1,7 @@
 // Package cluster runs the loops that make a CSI driver useful in Kubernetes, for this node alone: claims that the
 // scheduler has placed here become volumes, claims that grow grow, and what is left to promise is published for the
-// scheduler. They do what external-provisioner and external-resizer do in pods of their own, in one process, on shared
+// scheduler, and snapshots of this node's volumes are made. They do what external-provisioner, external-resizer and
+// csi-snapshotter do in pods of their own, in one process, on shared
 // informers, and call the driver's CSI verbs as those do, so nothing can be done here that a sidecar could not do.
 //
 // The package knows the API server and CSI's messages, and nothing of pools or mounts.
@@ -11,10 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -30,6 +33,11 @@ type Driver interface {
 	CreateVolume(context.Context, *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error)
 	DeleteVolume(context.Context, *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error)
 	ControllerExpandVolume(context.Context, *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error)
+	ControllerModifyVolume(context.Context, *csi.ControllerModifyVolumeRequest) (*csi.ControllerModifyVolumeResponse, error)
+	ControllerGetVolume(context.Context, *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error)
+	CreateSnapshot(context.Context, *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error)
+	DeleteSnapshot(context.Context, *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error)
+	GetSnapshot(context.Context, *csi.GetSnapshotRequest) (*csi.GetSnapshotResponse, error)
 	GetCapacity(context.Context, *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error)
 	ListVolumes(context.Context, *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error)
 }
@@ -47,14 +55,16 @@ type Config struct {
 
 // Loops is what runs. Use [New].
 type Loops struct {
-	conf    Config
-	driver  Driver
-	client  kubernetes.Interface
-	objects informers.SharedInformerFactory
-	events  events.EventRecorder
-	resizes workqueue.TypedRateLimitingInterface[string]
-	changed chan struct{}
-	missing map[string]time.Time // since when a volume has had no PersistentVolume
+	conf     Config
+	driver   Driver
+	client   kubernetes.Interface
+	dynamic  dynamic.Interface // for the snapshot API, whose types are not Kubernetes' own
+	objects  informers.SharedInformerFactory
+	events   events.EventRecorder
+	resizes  workqueue.TypedRateLimitingInterface[string]
+	modifies workqueue.TypedRateLimitingInterface[string]
+	changed  chan struct{}
+	missing  map[string]time.Time // since when a volume has had no PersistentVolume
 }
 
 // New makes the loops; nothing is started, the API server need not be there.
@@ -75,10 +85,14 @@ func New(conf Config, d Driver) (*Loops, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
+	untyped, err := dynamic.NewForConfig(rc)
+	if err != nil {
+		return nil, fmt.Errorf("cluster: %w", err)
+	}
 	return &Loops{
-		conf: conf, driver: d, client: client, objects: informers.NewSharedInformerFactory(client, 0),
+		conf: conf, driver: d, client: client, dynamic: untyped, objects: informers.NewSharedInformerFactory(client, 0),
 		changed: make(chan struct{}, 1), missing: map[string]time.Time{},
-		resizes: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, time.Minute)),
+		resizes: workqueue.NewTypedRateLimitingQueue(backoff()), modifies: workqueue.NewTypedRateLimitingQueue(backoff()),
 	}, nil
 }
 
@@ -101,7 +115,7 @@ func (l *Loops) Run(ctx context.Context) error {
 	claims := l.objects.Core().V1().PersistentVolumeClaims().Informer()
 	volumes := l.objects.Core().V1().PersistentVolumes().Informer()
 	classes := l.objects.Storage().V1().StorageClasses().Informer()
-	if err := errors.Join(l.watchResizes(claims), l.watchClasses(classes)); err != nil {
+	if err := errors.Join(l.watchClaims(claims), l.watchClasses(classes)); err != nil {
 		return err
 	}
 	l.objects.StartWithContext(ctx)
@@ -121,12 +135,15 @@ func (l *Loops) Run(ctx context.Context) error {
 		controller.FailedProvisionThreshold(0), controller.FailedDeleteThreshold(0), controller.RetryIntervalMax(time.Minute),
 		controller.CreateProvisionedPVLimiter(backoff()), controller.RateLimiter(backoff()),
 	)
-	done := make(chan struct{})
-	go func() { p.Run(ctx); close(done) }()
-	go l.resizeLoop(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { p.Run(ctx) })
+	wg.Go(func() { l.work(ctx, "expanding", l.resizes, l.resize) })
+	wg.Go(func() { l.work(ctx, "modifying", l.modifies, l.modify) })
+	wg.Go(func() { l.snapshots(ctx) })
 	l.capacityLoop(ctx)
 	l.resizes.ShutDown()
-	<-done
+	l.modifies.ShutDown()
 	return nil
 }
 

@@ -60,7 +60,7 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 			PersistentVolumeReclaimPolicy: *o.StorageClass.ReclaimPolicy,
 			AccessModes:                   o.PVC.Spec.AccessModes, MountOptions: o.StorageClass.MountOptions, VolumeMode: mode,
 			Capacity:     corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(v.GetCapacityBytes(), resource.BinarySI)},
-			NodeAffinity: p.affinity(),
+			NodeAffinity: p.affinity(), VolumeAttributesClassName: o.PVC.Spec.VolumeAttributesClassName,
 			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
 				Driver: p.conf.Name, VolumeHandle: v.GetVolumeId(), FSType: fs, VolumeAttributes: v.GetVolumeContext(),
 			}},
@@ -78,13 +78,22 @@ func (p *provisioner) affinity() *corev1.VolumeNodeAffinity {
 // state is what a failure means for the claim: no room means another node, something under way means the same call
 // again, everything else is final, because the driver leaves nothing behind.
 func state(err error) controller.ProvisioningState {
-	switch errs.Of(err) {
-	case errs.ResourceExhausted:
+	switch {
+	case errs.Of(err) == errs.ResourceExhausted:
 		return controller.ProvisioningReschedule
-	case errs.Aborted, errs.Unavailable, errs.DeadlineExceeded, errs.Canceled:
+	case !final(err):
 		return controller.ProvisioningInBackground
 	}
 	return controller.ProvisioningFinished
+}
+
+// final says whether an error is an answer, and nothing is going on any more.
+func final(err error) bool {
+	switch errs.Of(err) {
+	case errs.Aborted, errs.Unavailable, errs.DeadlineExceeded, errs.Canceled:
+		return false
+	}
+	return true
 }
 
 // request is the CSI request for a claim, as external-provisioner makes it.
@@ -122,34 +131,13 @@ func (p *provisioner) request(ctx context.Context, o controller.ProvisionOptions
 		req.VolumeCapabilities = append(req.VolumeCapabilities, c)
 	}
 	var err error
-	req.VolumeContentSource, err = p.source(ctx, o.PVC)
+	if class := deref(o.PVC.Spec.VolumeAttributesClassName); class != "" {
+		if req.MutableParameters, err = (*Loops)(p).attributes(ctx, class); err != nil {
+			return nil, err
+		}
+	}
+	req.VolumeContentSource, err = (*Loops)(p).source(ctx, o.PVC)
 	return req, err
-}
-
-// source finds what a claim shall be a copy of: another claim of its namespace.
-func (p *provisioner) source(ctx context.Context, c *corev1.PersistentVolumeClaim) (*csi.VolumeContentSource, error) {
-	ref := c.Spec.DataSource
-	if ref == nil && c.Spec.DataSourceRef == nil {
-		return nil, nil
-	}
-	if ref == nil || ref.Kind != "PersistentVolumeClaim" || ref.APIGroup != nil && *ref.APIGroup != "" {
-		return nil, errs.InvalidArgument.Errorf("claim.spec.dataSource: only another PersistentVolumeClaim of the namespace is supported by the built-in loops; VolumeSnapshots take external-provisioner")
-	}
-	from, err := p.client.CoreV1().PersistentVolumeClaims(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-	if err != nil {
-		return nil, errs.Unavailable.Errorf("claim.spec.dataSource: %w", err)
-	}
-	if from.Status.Phase != corev1.ClaimBound {
-		return nil, errs.Unavailable.Errorf("claim.spec.dataSource: claim %s is not bound yet", ref.Name)
-	}
-	pv, err := p.client.CoreV1().PersistentVolumes().Get(ctx, from.Spec.VolumeName, metav1.GetOptions{})
-	if err != nil {
-		return nil, errs.Unavailable.Errorf("claim.spec.dataSource: %w", err)
-	}
-	if !(*Loops)(p).mine(pv) {
-		return nil, errs.ResourceExhausted.Errorf("claim.spec.dataSource: the volume of claim %s is on another node: the clone must be there too", ref.Name)
-	}
-	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: pv.Spec.CSI.VolumeHandle}}}, nil
 }
 
 // Delete implements controller.Provisioner.

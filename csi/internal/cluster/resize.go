@@ -11,15 +11,17 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
 
 	"github.com/berth-project/berth/proto/errs"
 )
 
-func (l *Loops) watchResizes(claims cache.SharedIndexInformer) error {
-	_, err := claims.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    l.maybeResize,
-		UpdateFunc: func(_, now any) { l.maybeResize(now) },
-	})
+func (l *Loops) watchClaims(claims cache.SharedIndexInformer) error {
+	again := func(o any) {
+		l.maybeResize(o)
+		l.maybeModify(o)
+	}
+	_, err := claims.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: again, UpdateFunc: func(_, now any) { again(now) }})
 	return err
 }
 
@@ -35,19 +37,20 @@ func (l *Loops) maybeResize(o any) {
 	}
 }
 
-func (l *Loops) resizeLoop(ctx context.Context) {
+// work does what is in a queue of claims, one at a time, until the queue is shut down.
+func (l *Loops) work(ctx context.Context, what string, queue workqueue.TypedRateLimitingInterface[string], do func(context.Context, string) error) {
 	for {
-		key, shutdown := l.resizes.Get()
+		key, shutdown := queue.Get()
 		if shutdown {
 			return
 		}
-		if err := l.resize(ctx, key); err != nil && ctx.Err() == nil {
-			l.conf.Log.Warn("expanding", "claim", key, "error", err)
-			l.resizes.AddRateLimited(key)
+		if err := do(ctx, key); err != nil && ctx.Err() == nil {
+			l.conf.Log.Warn(what, "claim", key, "error", err)
+			queue.AddRateLimited(key)
 		} else {
-			l.resizes.Forget(key)
+			queue.Forget(key)
 		}
-		l.resizes.Done(key)
+		queue.Done(key)
 	}
 }
 

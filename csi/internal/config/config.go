@@ -49,7 +49,7 @@ type Cluster struct {
 
 // Pool is one directory, or one file system, that volumes are made in.
 type Pool struct {
-	Backend    string  `toml:"backend" comment:"loop or btrfs."`
+	Backend    string  `toml:"backend" comment:"loop, btrfs or dir."`
 	Path       string  `toml:"path" comment:"A directory; its file system must stay mounted."`
 	Size       string  `toml:"size" comment:"What may be promised in all, like 100Gi; empty: the file system's size less keep_free."`
 	KeepFree   string  `toml:"keep_free" comment:"What is left free of the file system for others."`
@@ -215,7 +215,7 @@ func (k Cluster) validate() (all []error) {
 }
 
 // Backends are the backends there are.
-func Backends() []string { return []string{"loop", "btrfs"} }
+func Backends() []string { return []string{"loop", "btrfs", "dir"} }
 
 func (p Pool) validate(name string) (all []error) {
 	bad := func(key, format string, args ...any) {

@@ -30,8 +30,8 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 	if err := parameters(r.GetParameters(), &req); err != nil {
 		return nil, err
 	}
-	if len(r.GetMutableParameters()) > 0 {
-		return nil, errs.InvalidArgument.Errorf("mutable_parameters: %v are not known, there are none", slices.Sorted(maps.Keys(r.GetMutableParameters())))
+	if req.Mutable, err = settings(r.GetMutableParameters()); err != nil {
+		return nil, err
 	}
 	if req.Source, err = source(r.GetVolumeContentSource()); err != nil {
 		return nil, err

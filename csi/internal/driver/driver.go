@@ -27,6 +27,7 @@ type Driver struct {
 	csi.UnimplementedControllerServer
 	csi.UnimplementedGroupControllerServer
 	csi.UnimplementedNodeServer
+	csi.UnimplementedSnapshotMetadataServer
 	info Info
 	m    *volume.Manager
 }
@@ -40,6 +41,7 @@ func (d *Driver) Register(s *grpc.Server) {
 	csi.RegisterControllerServer(s, d)
 	csi.RegisterGroupControllerServer(s, d)
 	csi.RegisterNodeServer(s, d)
+	csi.RegisterSnapshotMetadataServer(s, d)
 }
 
 // TopologyKey is the one key of the driver's topology; its value is the node's name.

@@ -46,7 +46,7 @@ func (b *Backend) Mount(ctx context.Context, v volume.Spec, readOnly bool) (*os.
 		return nil, err
 	}
 	defer dev.Close() //nolint:errcheck // the mount holds the device
-	if err := afterAttach.Hit(); err != nil {
+	if err := errors.Join(afterAttach.Hit(), b.tuneNew(dev, v)); err != nil {
 		return nil, err
 	}
 	var options []string
@@ -86,7 +86,7 @@ func (b *Backend) Device(_ context.Context, v volume.Spec, readOnly bool) (strin
 	if err != nil {
 		return "", err
 	}
-	return dev.Name(), errors.Join(afterAttach.Hit(), dev.Close())
+	return dev.Name(), errors.Join(afterAttach.Hit(), b.tuneNew(dev, v), dev.Close())
 }
 
 // Holds implements volume.Attacher.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -40,8 +41,11 @@ var (
 // Backend is one pool of files. Use [New].
 type Backend struct {
 	pool    *pool.Pool
-	reflink bool
 	fstypes []string
+
+	mu      sync.Mutex
+	tried   bool // what the file system can do was tried out; on a full one it cannot be
+	reflink bool
 }
 
 var _ volume.Backend = (*Backend)(nil)
@@ -61,11 +65,30 @@ func New(p *pool.Pool) (*Backend, error) {
 	if len(b.fstypes) == 0 {
 		return nil, errs.FailedPrecondition.Errorf("backend loop needs one of the programs %s: install e2fsprogs or xfsprogs", strings.Join(missing, ", "))
 	}
-	return b, b.probe()
+	err := b.probe()
+	if errs.Of(err) == errs.ResourceExhausted { // what is in it is served, and may be deleted; the next Ensure tries again
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// can says whether the file system has reflinks, as far as is known.
+func (b *Backend) can() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.reflink
 }
 
 // probe makes a file as a volume's is made, attaches it, and finds out about reflinks.
 func (b *Backend) probe() (err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.tried {
+		return nil
+	}
 	d, err := b.pool.Dir()
 	if err != nil {
 		return err
@@ -78,7 +101,7 @@ func (b *Backend) probe() (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close(), d.Discard(name)) }()
 	if err := allocate(f, 1<<20, false); err != nil {
-		return fmt.Errorf("the pool at %s cannot allocate a file: %w", b.pool.Path(), err)
+		return fmt.Errorf("the pool at %s cannot allocate a file: %w", b.pool.Path(), pool.Full(err))
 	}
 	dev, err := loopdev.Attach(f, loopdev.Options{AutoClear: true})
 	if err != nil {
@@ -92,14 +115,19 @@ func (b *Backend) probe() (err error) {
 		return pool.Full(err)
 	}
 	b.reflink = unix.IoctlFileClone(int(clone.Fd()), int(f.Fd())) == nil
+	b.tried = true
 	return errors.Join(clone.Close(), d.Discard(name+".clone"))
 }
 
 // Traits implements volume.Store.
 func (b *Backend) Traits() volume.Traits {
+	least := map[string]int64{}
+	for _, t := range b.fstypes {
+		least[t] = mkfs.MinSize(t)
+	}
 	return volume.Traits{
 		Block: true, FSTypes: slices.Clone(b.fstypes), MinSize: 1 << 20, Granularity: loopdev.BlockSize,
-		LiveSnapshots: b.reflink, LiveGroups: b.reflink, NodeGrows: true,
+		LiveSnapshots: b.can(), LiveGroups: b.can(), NodeGrows: true, MinOf: least,
 	}
 }
 
@@ -112,6 +140,9 @@ func (b *Backend) Ensure(ctx context.Context, v volume.Spec) error {
 	defer d.Close() //nolint:errcheck // O_PATH
 	final, building := file(pool.Volumes, v.ID), file(pool.Building, v.ID)
 	if there, err := d.Exists(final); there || err != nil {
+		return err
+	}
+	if err := b.probe(); err != nil {
 		return err
 	}
 	if err := d.Discard(building); err != nil { // a killed Ensure's

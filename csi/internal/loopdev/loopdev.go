@@ -166,3 +166,33 @@ func ReadOnly(path string) (bool, error) {
 	b, err := os.ReadFile("/sys/block/" + filepath.Base(path) + "/ro")
 	return strings.TrimSpace(string(b)) == "1", err
 }
+
+// SetReadAhead sets how many bytes the kernel reads ahead on a device (BLKRASET, in sectors of 512 bytes).
+func SetReadAhead(path string, bytes int64) error {
+	return set(path, "BLKRASET", unix.BLKRASET, int(bytes/512))
+}
+
+// SetDirectIO says whether a device goes round the page cache of the file system that its file is in
+// (LOOP_SET_DIRECT_IO). Where that file system cannot, asking for it is no error: it is a preference.
+func SetDirectIO(path string, on bool) error {
+	n := 0
+	if on {
+		n = 1
+	}
+	err := set(path, "LOOP_SET_DIRECT_IO", unix.LOOP_SET_DIRECT_IO, n)
+	if on && errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return err
+}
+
+func set(path, name string, cmd uint, value int) error {
+	dev, err := os.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(int(dev.Fd()), cmd, value); err != nil {
+		return errors.Join(fmt.Errorf("%s: %s: %w", path, name, err), dev.Close())
+	}
+	return dev.Close()
+}

@@ -178,6 +178,21 @@ func Everywhere() ([]Entry, error) {
 // Here reads the mounts of this process's namespace.
 func Here() ([]Entry, error) { return read("/proc/self/mountinfo") }
 
+// Within finds a mount, in any namespace, of the volume id in a pool's directory dir, or of something below it, on a file
+// system of a type. The root of such a mount is POOL/dir/id/..., of which a tenant says only the end. "": none.
+func Within(fstype, dir, id string) (point string, err error) {
+	all, err := Everywhere()
+	if err != nil {
+		return "", err
+	}
+	for _, m := range all {
+		if _, after, found := strings.Cut(m.Root, "/"+dir+"/v"); m.FSType == fstype && found && strings.HasPrefix("v"+after+"/", id+"/") {
+			return m.Point, nil
+		}
+	}
+	return "", nil
+}
+
 func read(file string) ([]Entry, error) {
 	f, err := os.Open(file)
 	if err != nil {

@@ -15,10 +15,11 @@ type Spec struct {
 	Capacity int64  // bytes, as promised to the user
 	Held     int64  // bytes beyond that which snapshots and clones of it may hold and which are charged to it
 	Block    bool
-	FSType   string // of a volume with a file system that the backend makes
-	Thin     bool   // do not allocate ahead
-	Source   Source // what its first content is; the zero value: nothing
-	Shared   bool   // shares storage with a snapshot or a clone
+	FSType   string            // of a volume with a file system that the backend makes
+	Thin     bool              // do not allocate ahead
+	Source   Source            // what its first content is; the zero value: nothing
+	Shared   bool              // shares storage with a snapshot or a clone
+	Tuning   map[string]string // settings that may change, checked; what is absent has its default
 }
 
 // Source is a volume or a snapshot that another one starts as a copy of.
@@ -48,6 +49,8 @@ type Traits struct {
 	FSTypes []string
 	// MinSize and Granularity of a volume, in bytes; the capacity is what was asked for, storage is rounded up.
 	MinSize, Granularity int64
+	// MinOf is the least size of a volume by its file system, where the backend makes one.
+	MinOf map[string]int64
 	// LiveSnapshots: a volume in use can be snapshotted.
 	LiveSnapshots bool
 	// LiveGroups: several volumes in use can be snapshotted at one moment.
@@ -124,6 +127,14 @@ type Attacher interface {
 	Usage(ctx context.Context, v Spec, root *os.File) (Usage, error)
 }
 
+// Tuner changes how a volume behaves while it is used; what it is and how large stays.
+type Tuner interface {
+	// CheckTuning says InvalidArgument, with the key, of settings that the volume cannot have. It is pure.
+	CheckTuning(v Spec) error
+	// Tune makes the storage, and what of it is attached, as v.Tuning says. Ensure, Mount and Device do so too.
+	Tune(ctx context.Context, v Spec) error
+}
+
 // Snapshots makes and removes snapshots.
 type Snapshots interface {
 	// Snapshot makes one snapshot of each volume, all of the same moment. Complete or not at all; one that is there
@@ -131,6 +142,9 @@ type Snapshots interface {
 	Snapshot(ctx context.Context, all []SnapshotSpec) error
 	// RemoveSnapshot takes a snapshot out of sight.
 	RemoveSnapshot(ctx context.Context, id string) error
+	// Changed are the ranges of a snapshot's device that hold data, or, if a base of the same volume is named, that may
+	// differ from it; in order, without overlap. FailedPrecondition: it is not known here.
+	Changed(ctx context.Context, base, target string) ([]Range, error)
 	// Thaw undoes what a Snapshot that was killed may have left frozen.
 	Thaw(ctx context.Context, mounted *os.File) error
 }
@@ -140,6 +154,7 @@ type Backend interface {
 	Store
 	Keeper
 	Attacher
+	Tuner
 	Snapshots
 }
 

@@ -28,6 +28,7 @@ type CreateRequest struct {
 	Block           bool
 	FSType          string
 	Params, Owner   map[string]string
+	Mutable         map[string]string // of a VolumeAttributesClass
 	Source          Source
 	Inline          bool
 }
@@ -169,16 +170,16 @@ func (m *Manager) place(r CreateRequest) (*Pool, origin, error) {
 		name = cmpOr(name, s.Pool)
 	}
 	if name == "" {
-		for _, p := range m.pools {
-			if p.Default {
-				return p, from, nil
-			}
+		if name = m.defaultLocked(); name == "" {
+			return nil, from, errs.InvalidArgument.Errorf("parameters: no pool is named and none is the default; say pool: one of %s", strings.Join(slices.Sorted(maps.Keys(m.pools)), ", "))
 		}
-		return nil, from, errs.InvalidArgument.Errorf("parameters: no pool is named and none is the default; say pool: one of %s", strings.Join(slices.Sorted(maps.Keys(m.pools)), ", "))
 	}
-	p, ok := m.pools[name]
-	if !ok {
+	if _, ok := m.pools[name]; !ok {
 		return nil, from, errs.InvalidArgument.Errorf("parameters.pool: %q does not exist on this node; it has %s", name, strings.Join(slices.Sorted(maps.Keys(m.pools)), ", "))
+	}
+	p, err := m.poolLocked(name)
+	if err != nil {
+		return nil, from, err
 	}
 	if source := cmpOr(from.volume.Pool, from.snapshot.Pool); source != "" && source != p.Name {
 		return nil, from, errs.InvalidArgument.Errorf("parameters.pool: %q, but the volume_content_source is in pool %q: use that", p.Name, source)
@@ -198,7 +199,7 @@ func design(p *Pool, r CreateRequest, from origin) (Volume, error) {
 	t := p.Backend.Traits()
 	v := Volume{
 		Name: r.Name, Pool: p.Name, Phase: Creating, Block: r.Block, FSType: r.FSType, Thin: p.Overcommit > 1,
-		Params: r.Params, Source: r.Source, Owner: r.Owner, Inline: r.Inline,
+		Params: r.Params, Source: r.Source, Owner: r.Owner, Inline: r.Inline, Mutable: r.Mutable,
 	}
 	if r.Inline && !p.Inline {
 		return v, errs.InvalidArgument.Errorf("pool %s does not take inline volumes: set pools.%s.ephemeral, or use a claim", p.Name, p.Name)
@@ -230,7 +231,10 @@ func design(p *Pool, r CreateRequest, from origin) (Volume, error) {
 		if !slices.Contains(t.FSTypes, v.FSType) {
 			return v, errs.InvalidArgument.Errorf("fs_type: %q, pool %s (%s) has %s", v.FSType, p.Name, p.Kind, strings.Join(t.FSTypes, ", "))
 		}
-		least = max(least, minSize(v.FSType))
+		least = max(least, t.MinOf[v.FSType])
+	}
+	if err := p.Backend.CheckTuning(v.spec()); err != nil {
+		return v, err
 	}
 	var err error
 	v.Capacity, err = size(r, least)
@@ -242,17 +246,6 @@ func kindName(block bool, fstype string) string {
 		return "raw block"
 	}
 	return "a file system of type " + fstype
-}
-
-// minSize is the least size of a file system, in bytes: mkfs.xfs refuses less, ext4 has no room for its journal.
-func minSize(fstype string) int64 {
-	switch fstype {
-	case "xfs":
-		return 300 << 20
-	case "ext4":
-		return 8 << 20
-	}
-	return 0
 }
 
 // size is the capacity of a new volume: what is required, or the least there is, within the limit.

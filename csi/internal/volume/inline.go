@@ -46,7 +46,7 @@ func (m *Manager) inlinePool() (*Pool, error) {
 	defer m.mu.Unlock()
 	for _, p := range m.pools {
 		if p.Inline {
-			return p, nil
+			return m.poolLocked(p.Name)
 		}
 	}
 	return nil, errs.InvalidArgument.Errorf("this node takes no inline volumes: set ephemeral = true in one of its pools, or use a claim")
@@ -83,6 +83,10 @@ func (m *Manager) UnpublishInline(ctx context.Context, handle, target string) er
 func (m *Manager) DefaultPool() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.defaultLocked()
+}
+
+func (m *Manager) defaultLocked() string {
 	for _, p := range m.pools {
 		if p.Default {
 			return p.Name

@@ -113,8 +113,12 @@ type State struct {
 func (m *Manager) States(ctx context.Context) []State {
 	var all []State
 	for _, p := range m.Pools() {
-		st := State{Name: p.Name, Kind: p.Kind, Path: p.Path, Problems: p.Backend.Health(ctx)}
-		s, err := m.ask(ctx, &p)
+		st := State{Name: p.Name, Kind: p.Kind, Path: p.Path, Problems: p.health(ctx)}
+		var s poolState
+		err := p.Missing
+		if p.Backend != nil {
+			s, err = m.ask(ctx, &p)
+		}
 		m.mu.Lock()
 		if err == nil {
 			l := m.ledgerLocked(&p, s)

@@ -25,10 +25,13 @@ type Records interface {
 
 // Pool is a backend and what the operator allows it.
 type Pool struct {
-	Name       string
-	Path       string
-	Kind       string // of backend, for the operator's tables
+	Name string
+	Path string
+	Kind string // of backend, for the operator's tables
+	// Backend is nil while the pool is not there; Open is then tried again and again, until it succeeds once.
 	Backend    Backend
+	Open       func() (Backend, error)
+	Missing    error // why it is not there
 	Size       int64 // bytes that may be promised; 0: the file system's, less KeepFree
 	KeepFree   int64
 	Overcommit float64
@@ -180,6 +183,9 @@ func (m *Manager) volume(id string) (Volume, *Pool, error) {
 		return Volume{}, nil, errs.NotFound.Errorf("volume %q is not complete: CreateVolume has not succeeded yet", id)
 	}
 	p, err := m.poolLocked(v.Pool)
+	if v.Node != nil && v.Node.Boot != m.conf.Boot { // the mounts ended with that boot; Reconcile tidies up
+		v.Node = nil
+	}
 	return v, p, err
 }
 
@@ -187,6 +193,9 @@ func (m *Manager) poolLocked(name string) (*Pool, error) {
 	p, ok := m.pools[name]
 	if !ok {
 		return nil, errs.Unavailable.Errorf("pool %q is not in the configuration any more: put it back, its volumes still exist", name)
+	}
+	if p.Backend == nil {
+		return nil, errs.Unavailable.Errorf("pool %q is not there, it is looked for again in a moment: %w", name, p.Missing)
 	}
 	return p, nil
 }

@@ -122,7 +122,7 @@ func (m *Manager) mountHealth(ctx context.Context, p *Pool, v Volume) []Conditio
 func (m *Manager) PoolHealth(ctx context.Context) map[string][]Condition {
 	all := map[string][]Condition{}
 	for _, p := range m.Pools() {
-		if c := p.Backend.Health(ctx); len(c) > 0 {
+		if c := p.health(ctx); len(c) > 0 {
 			all[p.Name] = c
 		}
 	}

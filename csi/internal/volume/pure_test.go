@@ -14,10 +14,17 @@ type shelf struct {
 	traits Traits
 }
 
+func (shelf) CheckTuning(v Spec) error {
+	if len(v.Tuning) > 0 {
+		return errs.InvalidArgument.Errorf("mutable_parameters")
+	}
+	return nil
+}
+
 func (s shelf) Traits() Traits { return s.traits }
 
 func loopPool() *Pool {
-	return &Pool{Name: "p", Kind: "loop", Overcommit: 1, Backend: shelf{traits: Traits{Block: true, FSTypes: []string{"ext4", "xfs"}, MinSize: 1 << 20}}}
+	return &Pool{Name: "p", Kind: "loop", Overcommit: 1, Backend: shelf{traits: Traits{Block: true, FSTypes: []string{"ext4", "xfs"}, MinSize: 1 << 20, MinOf: map[string]int64{"ext4": 8 << 20, "xfs": 300 << 20}}}}
 }
 
 // TestDesign is what a new volume becomes, by request and source.

@@ -73,6 +73,12 @@ func (m *Manager) reconcileVolume(ctx context.Context, v Volume) error {
 	if err := reconcileStep.Hit(); err != nil {
 		return err
 	}
+	m.mu.Lock() // as it is now, since nobody else has it
+	v, there := m.volumes[v.ID]
+	m.mu.Unlock()
+	if !there {
+		return nil
+	}
 	p, err := m.pool(v.Pool)
 	if err != nil {
 		return err
@@ -98,7 +104,17 @@ func (m *Manager) reconcileVolume(ctx context.Context, v Volume) error {
 			v.Capacity = v.Growing
 		}
 		v.Growing = 0
-		return m.keep(v, true)
+		if err := m.keep(v, true); err != nil {
+			return err
+		}
+	case v.Tuning:
+		if err := p.Backend.Tune(ctx, m.spec(v)); err != nil {
+			return err
+		}
+		v.Tuning = false
+		if err := m.keep(v, true); err != nil {
+			return err
+		}
 	}
 	if v.Node != nil && v.Node.Boot != m.conf.Boot { // the mounts ended with that boot
 		for _, path := range append(v.Targets(), v.Node.Staging) {
@@ -179,6 +195,8 @@ func (m *Manager) thaw(ctx context.Context, p *Pool, volume string) error {
 func (m *Manager) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
+	look := time.NewTicker(lookForPools)
+	defer look.Stop()
 	m.Purge()
 	for {
 		select {
@@ -186,12 +204,17 @@ func (m *Manager) Run(ctx context.Context) error {
 			return nil
 		case <-m.trash:
 			for _, p := range m.Pools() {
+				if p.Backend == nil {
+					continue
+				}
 				left, err := p.Backend.Purge(ctx)
 				if err != nil && ctx.Err() == nil {
 					m.log.Warn("erasing what was removed", "pool", p.Name, "left", left, "error", err)
 				}
 				m.changed(p.Name)
 			}
+		case <-look.C:
+			m.reopen(ctx)
 		case <-tick.C:
 			m.retry(ctx)
 			m.Purge()
@@ -202,7 +225,7 @@ func (m *Manager) Run(ctx context.Context) error {
 // retry is Reconcile for what is not under way by a caller.
 func (m *Manager) retry(ctx context.Context) {
 	for _, v := range m.all() {
-		if v.Phase == Ready && v.Growing == 0 {
+		if v.Phase == Ready && v.Growing == 0 && !v.Tuning {
 			continue
 		}
 		if err := m.reconcileVolume(ctx, v); err != nil && errs.Of(err) != errs.Aborted {
@@ -232,6 +255,10 @@ func (m *Manager) Orphans(ctx context.Context) ([]Orphan, error) {
 	var found []Orphan
 	var failed error
 	for _, p := range m.Pools() {
+		if p.Backend == nil {
+			failed = errors.Join(failed, p.Missing)
+			continue
+		}
 		volumes, snapshots, err := p.Backend.Inventory(ctx)
 		if err != nil {
 			failed = errors.Join(failed, err)

@@ -47,8 +47,9 @@ type Volume struct {
 	FSType    string            `json:"fsType,omitempty"`
 	Thin      bool              `json:"thin,omitempty"`
 	Shared    bool              `json:"shared,omitempty"`
-	Params    map[string]string `json:"params,omitempty"` // of the StorageClass, as they were given
-	Mutable   map[string]string `json:"mutable,omitempty"`
+	Params    map[string]string `json:"params,omitempty"`  // of the StorageClass, as they were given
+	Mutable   map[string]string `json:"mutable,omitempty"` // of the VolumeAttributesClass, merged
+	Tuning    bool              `json:"tuning,omitempty"`  // Mutable is being applied
 	Source    Source            `json:"source,omitzero"`
 	Owner     map[string]string `json:"owner,omitempty"` // claim or pod, for the operator's tables
 	Created   time.Time         `json:"created"`
@@ -139,7 +140,7 @@ func IsID(text string) bool { return idForm.MatchString(text) }
 func (v Volume) spec() Spec {
 	return Spec{
 		ID: v.ID, Number: v.Number, Capacity: v.Capacity, Block: v.Block, FSType: v.FSType, Thin: v.Thin,
-		Source: v.Source, Shared: v.Shared,
+		Source: v.Source, Shared: v.Shared, Tuning: v.Mutable,
 	}
 }
 

@@ -18,7 +18,9 @@ import (
 	"github.com/berth-project/berth/csi/internal/cluster"
 )
 
-type nothing struct{}
+type nothing struct {
+	csi.UnimplementedControllerServer
+}
 
 func (nothing) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
 	return &csi.CreateVolumeResponse{Volume: &csi.Volume{VolumeId: r.GetName(), CapacityBytes: r.GetCapacityRange().GetRequiredBytes()}}, nil

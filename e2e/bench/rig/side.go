@@ -41,6 +41,9 @@ type Side struct {
 	env    []string
 	conf   string // configuration file, written
 	proc   *harness.Process
+	// agentArgv starts the node's network agent, where the side has one; agent is it.
+	agentArgv []string
+	agent     *harness.Process
 }
 
 // Dir is where a side called name keeps its data.
@@ -79,9 +82,11 @@ func (e Env) Berth(name, pods string, upstream bool) (*Side, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := harness.Options{LogLevel: "warn"}
+	o := harness.Options{LogLevel: "warn", Netd: !upstream}
 	if upstream {
 		o.Conflist = l.UpstreamConflist()
+	} else if s.agentArgv, err = l.NetdCommand(); err != nil {
+		return nil, err
 	}
 	conf, err := l.WriteConfig(o)
 	s.socket, s.conf, s.argv = l.Socket(), conf, []string{filepath.Join(e.Bin, "berth-cri"), "--config", conf}
@@ -110,7 +115,16 @@ func (s *Side) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	argv := append([]string{self, "enter", s.Group + "/daemon"}, s.argv...)
+	inside := func(argv []string) []string { return append([]string{self, "enter", s.Group + "/daemon"}, argv...) }
+	if s.agentArgv != nil {
+		if s.agent, err = harness.Start(s.Lab.Logs(), "berth-netd", nil, inside(s.agentArgv)...); err != nil {
+			return err
+		}
+		if err := s.Lab.AwaitNetd(ctx, s.agent); err != nil {
+			return err
+		}
+	}
+	argv := inside(s.argv)
 	if s.proc, err = harness.Start(s.Lab.Logs(), filepath.Base(s.argv[0]), s.env, argv...); err != nil {
 		return err
 	}
@@ -130,6 +144,10 @@ func (s *Side) Stop() error {
 	s.Client.Close()
 	err := s.proc.Stop()
 	s.proc = nil
+	if s.agent != nil {
+		err = errors.Join(err, s.agent.Stop())
+		s.agent = nil
+	}
 	for range 100 {
 		pids, perr := harness.CgroupPids(s.Group)
 		if perr != nil || len(pids) == 0 {
@@ -146,8 +164,14 @@ func (s *Side) Stop() error {
 // Pods is the group below which the side's pods are.
 func (s *Side) Pods() string { return s.Group + "/pods" }
 
-// Daemon is the daemon's process id.
-func (s *Side) Daemon() int { return s.proc.Pid() }
+// Daemons are the process ids of the daemon and, where the side has one, of the network agent.
+func (s *Side) Daemons() []int {
+	all := []int{s.proc.Pid()}
+	if s.agent != nil {
+		all = append(all, s.agent.Pid())
+	}
+	return all
+}
 
 // Log is the end of the daemon's log.
 func (s *Side) Log() string { return s.proc.Tail(6) }

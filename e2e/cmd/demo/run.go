@@ -47,8 +47,8 @@ func run(ctx context.Context, lab *harness.Lab) error {
 	if _, err := lab.StartRegistry(ctx); err != nil {
 		return err
 	}
-	say("starting", "berth-cri on %s", lab.Socket())
-	if _, err := lab.StartCRI(ctx, harness.Options{}); err != nil {
+	say("starting", "berth-netd, and berth-cri on %s", lab.Socket())
+	if _, err := lab.StartCRI(ctx, harness.Options{Netd: true}); err != nil {
 		return err
 	}
 	say("starting", "a real kubelet (Kubernetes 1.37) on it")
