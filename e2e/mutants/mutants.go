@@ -44,6 +44,8 @@ type Result struct {
 	// Failed are the tests that failed, the deepest first; of a killed mutant at least one.
 	Failed  []string
 	Seconds float64
+	// Said is the end of what the test printed, if it failed.
+	Said string
 }
 
 // Killed says whether the test noticed.
@@ -135,11 +137,14 @@ func (l Lab) Kill(ctx context.Context, m Mutant) (Result, error) {
 	return l.run(ctx, m, overlay)
 }
 
-// Spare runs the mutant's test on the sources as they are: it has to pass.
+// Spare runs the mutant's test on the sources as they are: it has to pass, at the second try where the machine was busy.
 func (l Lab) Spare(ctx context.Context, m Mutant) error {
 	r, err := l.run(ctx, m, "")
 	if err == nil && r.Killed() {
-		err = fmt.Errorf("%s %s fails without a mutant: %v", m.Package, m.Test, r.Failed)
+		r, err = l.run(ctx, m, "")
+	}
+	if err == nil && r.Killed() {
+		err = fmt.Errorf("%s %s fails without a mutant: %v:\n%s", m.Package, m.Test, r.Failed, r.Said)
 	}
 	return err
 }
@@ -170,7 +175,7 @@ func (l Lab) run(ctx context.Context, m Mutant, overlay string) (Result, error) 
 	if !errors.As(err, &exit) || ctx.Err() != nil || bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("[setup failed]")) {
 		return r, fmt.Errorf("%s: %w:\n%s", m.Name, errors.Join(ctx.Err(), err), tail(out))
 	}
-	r.Failed = failures(out)
+	r.Failed, r.Said = failures(out), tail(out)
 	return r, nil
 }
 

@@ -69,7 +69,7 @@ func surroundings() []Mutant {
 		},
 		{
 			Name: "sysctls of the host", File: "shim/internal/executor/sysctl.go", Old: "	return \"\", \"\", errs.InvalidArgument.Errorf(\"sysctl %q is not namespaced\", key)", New: "	return file, \"net\", nil",
-			Package: "shim/test", Test: "TestHostileRootfs", Why: "kernel.core_pattern of the node is a pod's to set",
+			Package: "shim/internal/executor", Test: "TestSysctlPath", Why: "kernel.core_pattern of the node is a pod's to set",
 		},
 	}
 }
