@@ -19,7 +19,7 @@ const caged = "BERTH_MUTANTS_CAGED"
 // Cage calls run in a second process of this program to which the machine's files are read-only, and returns what is to be
 // the exit code. A mutant is code whose last guard is gone, held against input that means harm: one that unpacks hostile
 // layers without staying inside of them wrote into /etc/passwd of the machine that ran it. What tests make lies in the
-// directory for temporary files, in /run and in the build cache, which stay writable.
+// directory for temporary files, in /run and in the build cache, which stay writable. The name of the machine is its own too.
 func Cage(run func() int) int {
 	if os.Getenv(caged) != "" {
 		if err := furnish(); err != nil {
@@ -33,7 +33,7 @@ func Cage(run func() int) int {
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), caged+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWUTS, Pdeathsig: unix.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, "a cage for mutants:", err)
 		return 1
@@ -73,8 +73,22 @@ func furnish() error {
 			return fmt.Errorf("%s: %w", dir, err)
 		}
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
-		return err
+	// The namespaced part of /proc/sys stays writable. A mutant that mounts a /proc of its own gets at the rest all the same:
+	// what guards that is judged by tests that start nothing.
+	for _, m := range []struct {
+		dir   string
+		flags uintptr
+	}{
+		{"/proc/sys", unix.MS_BIND}, {"/proc/sys/net", unix.MS_BIND}, {"/proc/sys", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY},
+		{"/", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY},
+	} {
+		source := m.dir
+		if m.flags&unix.MS_REMOUNT != 0 {
+			source = ""
+		}
+		if err := unix.Mount(source, m.dir, "", m.flags, ""); err != nil {
+			return fmt.Errorf("%s: %w", m.dir, err)
+		}
 	}
 	if err := unix.Access("/etc", unix.W_OK); !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("/etc is not read-only: %v", err)
