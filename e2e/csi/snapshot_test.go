@@ -58,9 +58,13 @@ func TestGroup(t *testing.T) {
 	c := &s.Spec.Template.Spec.Containers[0]
 	c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "more", MountPath: "/more"})
 	// A number goes to one volume and then to the other: at no moment is the second ahead of the first.
-	c.Command = []string{"sh", "-c", "i=0; while true; do i=$((i+1)); echo $i >/data/n; sync; echo $i >/more/n; sync; done"}
+	c.Command = []string{"sh", "-c", "i=0; while true; do i=$((i+1)); for d in data more; do echo $i >/$d/t; mv /$d/t /$d/n; sync; done; done"}
 	x.run(s)
 	x.podReady("pair-0")
+	x.await("both to have been written", func() error {
+		_, err := x.sh("pair-0", "cat /more/n")
+		return err
+	})
 	x.ok(apply(x.ctx, fmt.Sprintf("apiVersion: groupsnapshot.storage.k8s.io/v1\nkind: VolumeGroupSnapshot\nmetadata: {name: both, namespace: %s}\n"+
 		"spec: {volumeGroupSnapshotClassName: berth-local, source: {selector: {matchLabels: {app: pair}}}}\n", x.ns)))
 	members := x.members(2)
