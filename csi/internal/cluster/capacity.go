@@ -20,8 +20,12 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// settle is how long changes are gathered before they are published: a burst of claims is one update.
-const settle = 100 * time.Millisecond
+// Changes are gathered until there was none for settle, but no longer than atMost: a burst of claims is an update a
+// second, a single one is known at once. Until the scheduler knows, the driver's ledger refuses what does not fit.
+const (
+	settle = 100 * time.Millisecond
+	atMost = time.Second
+)
 
 func (l *Loops) watchClasses(classes cache.SharedIndexInformer) error {
 	again := func(any) { l.Changed("") }
@@ -46,10 +50,24 @@ func (l *Loops) capacityLoop(ctx context.Context) {
 			l.orphans(ctx)
 		case <-l.changed:
 		}
-		select { // gather
-		case <-ctx.Done():
+		if !l.gather(ctx) {
 			return
+		}
+	}
+}
+
+// gather waits until changes have settled; false: ctx has ended.
+func (l *Loops) gather(ctx context.Context) bool {
+	enough := time.After(atMost)
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-enough:
+			return true
 		case <-time.After(settle):
+			return true
+		case <-l.changed:
 		}
 	}
 }

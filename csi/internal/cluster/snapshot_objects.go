@@ -13,7 +13,10 @@ import (
 // The snapshot API is defined by external-snapshotter (8.x) and not by Kubernetes, so its objects come without types.
 // These hold the fields that this node reads or writes, no more.
 
-const snapshotGroup = "snapshot.storage.k8s.io"
+const (
+	snapshotGroup = "snapshot.storage.k8s.io"
+	groupGroup    = "groupsnapshot.storage.k8s.io"
+)
 
 var (
 	contentsResource  = schema.GroupVersionResource{Group: snapshotGroup, Version: "v1", Resource: "volumesnapshotcontents"}
@@ -68,6 +71,14 @@ type snapshot struct {
 	} `json:"status"`
 }
 
+// snapshot is the handle of the snapshot that a content is of, or "".
+func (c *content) snapshot() string {
+	if c.Status != nil && c.Status.SnapshotHandle != "" {
+		return c.Status.SnapshotHandle
+	}
+	return c.Spec.Source.SnapshotHandle
+}
+
 func decode[T any](o *unstructured.Unstructured) (*T, error) {
 	out := new(T)
 	return out, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, out)
@@ -98,9 +109,9 @@ func next(c *content) step {
 	}
 	_, member := c.Annotations[groupMember]
 	switch {
-	case c.Spec.Source.SnapshotHandle != "":
+	case c.Spec.Source.SnapshotHandle != "", member && c.snapshot() != "": // members are made with their group
 		return look
-	case c.Spec.Source.VolumeHandle != "" && !member: // members are made with their group
+	case c.Spec.Source.VolumeHandle != "" && !member:
 		return create
 	}
 	return nothing

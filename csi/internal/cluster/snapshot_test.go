@@ -35,6 +35,7 @@ func TestNext(t *testing.T) {
 		{name: "made, still marked", volume: "v1", ref: "u", marks: mark(beingCreated), status: made, want: unmark},
 		{name: "made", volume: "v1", ref: "u", status: made, want: nothing},
 		{name: "member of a group", volume: "v1", ref: "u", marks: mark(groupMember), want: nothing},
+		{name: "member that was made", volume: "v1", ref: "u", marks: mark(groupMember), status: &contentStatus{SnapshotHandle: "s1"}, want: look},
 		{name: "of a snapshot that exists", handle: "s1", ref: "u", want: look},
 		{name: "of a snapshot that is known", handle: "s1", ref: "u", status: made, want: nothing},
 		{name: "deleted, its VolumeSnapshot is there", volume: "v1", ref: "u", policy: "Delete", deleted: true, status: made, want: nothing},
@@ -86,5 +87,51 @@ func TestDecode(t *testing.T) {
 	if c.Name != "c1" || c.Spec.VolumeSnapshotRef.UID != "u1" || c.Spec.Source.VolumeHandle != "v1" || c.Status.CreationTime != 1<<60 ||
 		c.Status.RestoreSize != 64<<20 || !c.Status.ReadyToUse || next(c) != unmark {
 		t.Errorf("decoded as %+v with %+v", c, c.Status)
+	}
+}
+
+// TestNextOfGroup: the same for groups.
+func TestNextOfGroup(t *testing.T) {
+	for _, c := range []struct {
+		name                     string
+		made, deleted, finalizer bool
+		policy                   string
+		marks                    []string
+		want                     step
+	}{
+		{name: "new", want: create},
+		{name: "killed while it was made", marks: []string{groupBeingCreated}, want: create},
+		{name: "made, still marked", made: true, marks: []string{groupBeingCreated}, want: unmark},
+		{name: "made", made: true, want: nothing},
+		{name: "deleted, its VolumeGroupSnapshot is there", made: true, deleted: true, finalizer: true, policy: "Delete", want: nothing},
+		{name: "deleted", made: true, deleted: true, finalizer: true, policy: "Delete", marks: []string{groupBeingDeleted}, want: remove},
+		{name: "deleted, retained", made: true, deleted: true, finalizer: true, policy: "Retain", marks: []string{groupBeingDeleted}, want: release},
+		{name: "deleted before it had an answer", deleted: true, finalizer: true, policy: "Delete", marks: []string{groupBeingDeleted, groupBeingCreated}, want: create},
+		{name: "deleted, never made", deleted: true, finalizer: true, policy: "Delete", marks: []string{groupBeingDeleted}, want: release},
+		{name: "deleted, let go", made: true, deleted: true, policy: "Delete", marks: []string{groupBeingDeleted}, want: nothing},
+	} {
+		o := &groupContent{}
+		o.Spec.Source.VolumeHandles, o.Spec.DeletionPolicy, o.Annotations = []string{"v1", "v2"}, c.policy, map[string]string{}
+		for _, m := range c.marks {
+			o.Annotations[m] = "yes"
+		}
+		if c.deleted {
+			o.DeletionTimestamp = new(metav1.Now())
+		}
+		if c.finalizer {
+			o.Finalizers = []string{groupFinalizer}
+		}
+		if c.made {
+			made, err := decode[groupContent](&unstructured.Unstructured{Object: map[string]any{"status": map[string]any{
+				"volumeGroupSnapshotHandle": "g1", "readyToUse": true, "volumeSnapshotInfoList": []any{map[string]any{"snapshotHandle": "s1"}},
+			}}})
+			if err != nil || made.Status.Members[0].SnapshotHandle != "s1" {
+				t.Fatalf("%+v, %v", made, err)
+			}
+			o.Status = made.Status
+		}
+		if got := nextOfGroup(o); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
 	}
 }

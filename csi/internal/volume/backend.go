@@ -19,6 +19,7 @@ type Spec struct {
 	Thin     bool              // do not allocate ahead
 	Source   Source            // what its first content is; the zero value: nothing
 	Shared   bool              // shares storage with a snapshot or a clone
+	Fresh    bool              // was never mounted or attached, and started with nothing in it
 	Tuning   map[string]string // settings that may change, checked; what is absent has its default
 }
 

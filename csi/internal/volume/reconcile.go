@@ -116,16 +116,21 @@ func (m *Manager) reconcileVolume(ctx context.Context, v Volume) error {
 			return err
 		}
 	}
-	if v.Node != nil && v.Node.Boot != m.conf.Boot { // the mounts ended with that boot
-		for _, path := range append(v.Targets(), v.Node.Staging) {
-			if err := m.removeEmpty(path); err != nil {
-				m.log.Info("a mount point of the last boot is left", "volume", v.ID, "path", path, "error", err)
-			}
-		}
-		v.Node = nil
-		return m.keep(v, false)
+	return m.afterBoot(v)
+}
+
+// afterBoot forgets the mounts of an earlier boot.
+func (m *Manager) afterBoot(v Volume) error {
+	if v.Node == nil || v.Node.Boot == m.conf.Boot {
+		return nil
 	}
-	return nil
+	for _, path := range append(v.Targets(), v.Node.Staging) {
+		if err := m.removeEmpty(path); err != nil {
+			m.log.Info("a mount point of the last boot is left", "volume", v.ID, "path", path, "error", err)
+		}
+	}
+	v.Node = nil
+	return m.keep(v, false)
 }
 
 // removeEmpty removes a target of an earlier boot; the kubelet makes its directories anew.

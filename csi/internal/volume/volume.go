@@ -140,7 +140,7 @@ func IsID(text string) bool { return idForm.MatchString(text) }
 func (v Volume) spec() Spec {
 	return Spec{
 		ID: v.ID, Number: v.Number, Capacity: v.Capacity, Block: v.Block, FSType: v.FSType, Thin: v.Thin,
-		Source: v.Source, Shared: v.Shared, Tuning: v.Mutable,
+		Source: v.Source, Shared: v.Shared, Tuning: v.Mutable, Fresh: !v.Used && v.Source.None(),
 	}
 }
 

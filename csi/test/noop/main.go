@@ -20,6 +20,7 @@ import (
 
 type nothing struct {
 	csi.UnimplementedControllerServer
+	csi.UnimplementedGroupControllerServer
 }
 
 func (nothing) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
