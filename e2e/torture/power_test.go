@@ -41,6 +41,7 @@ func TestPowerCuts(t *testing.T) {
 
 func newOutage(ctx context.Context, t *testing.T) *outage {
 	t.Helper()
+	t.Cleanup(func() { node.clean(t) })
 	lab := harness.NewLab("powercut", node.lab.Bin, node.lab.Tool)
 	lab.Pods = "10.91.0.0/16"
 	if err := harness.Stop(ctx, lab); err != nil {
@@ -49,7 +50,7 @@ func newOutage(ctx context.Context, t *testing.T) *outage {
 	o := &outage{machine: &machine{lab: lab}, disk: filepath.Join(t.TempDir(), "disk")}
 	t.Cleanup(func() {
 		o.process().Kill()
-		err := errors.Join(harness.RemoveCgroup(lab.Own), unmountAll(lab.Run), unmountAll(lab.Dir), harness.Stop(context.Background(), lab))
+		err := errors.Join(harness.RemoveCgroup(lab.Own), unpin(), unmountAll(lab.Run), unmountAll(lab.Dir), harness.Stop(context.Background(), lab))
 		if err != nil {
 			t.Error(err)
 		}
@@ -91,7 +92,8 @@ func (o *outage) mount() error {
 
 // boot starts the daemon as after a boot: /run is empty.
 func (o *outage) boot(ctx context.Context) error {
-	if err := os.RemoveAll(o.lab.Run); err != nil {
+	// logs are the kubelet's: those it had removed may be back, their removal was not synced
+	if err := errors.Join(os.RemoveAll(o.lab.Run), os.RemoveAll(o.lab.PodLogs())); err != nil {
 		return err
 	}
 	var err error
@@ -174,7 +176,19 @@ func (o *outage) cut() error {
 	err = unix.IoctlSetPointerInt(int(dir.Fd()), shutdown, noLogFlush)
 	_ = dir.Close() // of a disk that is gone
 	o.process().Kill()
-	return errors.Join(err, harness.RemoveCgroup(o.lab.Own), unmountAll(o.lab.Run), unmountAll(o.lab.Dir))
+	return errors.Join(err, harness.RemoveCgroup(o.lab.Own), unpin(), unmountAll(o.lab.Run), unmountAll(o.lab.Dir))
+}
+
+// unpin removes the pins of network namespaces: nobody else has pods in this mount namespace now.
+func unpin() error {
+	all, err := filepath.Glob("/run/netns/berth-*")
+	for _, pin := range all {
+		if uerr := unix.Unmount(pin, unix.MNT_DETACH); uerr != nil && !errors.Is(uerr, unix.EINVAL) {
+			err = errors.Join(err, uerr)
+		}
+		err = errors.Join(err, os.Remove(pin))
+	}
+	return err
 }
 
 // unmountAll unmounts a directory and all below it; its last users may be on their way out.
