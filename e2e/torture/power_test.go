@@ -115,7 +115,7 @@ func (o *outage) cycle(ctx context.Context, i int) error {
 	for w := range 3 {
 		wg.Go(func() {
 			for n := 0; load.Err() == nil; n++ {
-				_ = life(load, o.machine, &ledger{}, fmt.Sprintf("cut-%d-%d-%d", i, w, n)) // it is cut off
+				_ = life(load, o.machine, &ledger{cut: true}, fmt.Sprintf("cut-%d-%d-%d", i, w, n)) // it is cut off
 			}
 		})
 	}
