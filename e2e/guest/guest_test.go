@@ -47,7 +47,7 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 		Cache: cache, Work: work, MemoryMB: 3072, DiskMB: 3000, CPUs: 2,
 		Programs: []string{"ip", "nft", "bash", "ldd", "apparmor_parser", "sudo=env", "ipcmk", "ipcrm", tools + "/busybox-sh", tools + "/runc"},
 		Files: map[string]string{
-			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh", "/berth/tools/runc": tools + "/runc",
+			"/vm/suite.test": test, "/berth/tools/critest": tools + "/critest", "/berth/tools/busybox-sh": tools + "/busybox-sh", "/berth/tools/runc": tools + "/runc", "/berth/tools/kubelet": tools + "/kubelet",
 		},
 		Command: append([]string{"/bin/busybox", "sh", "-c", node, "node", "/vm/suite.test", "-test.v", "-test.timeout", limit.String()}, args...),
 		Env:     []string{"BERTH_BIN=/berth/bin", "BERTH_TOOLS=/berth/tools", "BERTH_GUEST=1", "BERTH_KEEP=/vm/out"},
@@ -105,6 +105,11 @@ func TestCritestSystemd(t *testing.T) {
 // TestSystemd runs the daemon as the unit that nodes have, and does to systemd and to the unit what administrators do.
 func TestSystemd(t *testing.T) {
 	suiteOn(t, true, "./sysd", 20*time.Minute)
+}
+
+// TestKubeletSystemd is a real kubelet with the systemd driver, whose slices the pods' scopes lie in.
+func TestKubeletSystemd(t *testing.T) {
+	suiteOn(t, true, "./kubelet", 20*time.Minute, "-test.run", "TestInitAndSidecar|TestOOMKilled|TestTerminationMessage|TestSystemdSlices")
 }
 
 // TestTortureSystemd lets the daemon die at each step of a pod's life, those of making and ending its scope too, and kills it and

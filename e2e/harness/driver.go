@@ -75,6 +75,21 @@ func (l *Lab) PodGroup(name string) string {
 	return l.PodParent(name)
 }
 
+// kubeletRoot is below which a kubelet with the lab's driver makes its groups: of a machine that is managed by systemd all.
+func (l *Lab) kubeletRoot() string {
+	if l.Systemd() {
+		return "/"
+	}
+	return l.Cgroup()
+}
+
+func (l *Lab) makeKubeletGroup() error {
+	if l.Systemd() {
+		return nil
+	}
+	return MakeCgroup(l.Cgroup())
+}
+
 // RemovePodParent removes the group that PodParent named, as a kubelet does; without a name those of all pods.
 func (l *Lab) RemovePodParent(name string) error {
 	if !l.Systemd() {

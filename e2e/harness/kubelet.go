@@ -22,7 +22,7 @@ healthzPort: 0
 staticPodPath: %s
 podLogsDir: %s
 containerRuntimeEndpoint: unix://%s
-cgroupDriver: cgroupfs
+cgroupDriver: %s
 cgroupRoot: %s
 failCgroupV1: false
 failSwapOn: false
@@ -52,11 +52,11 @@ type Kubelet struct {
 func (l *Lab) StartKubelet(ctx context.Context, socket string, port int) (*Kubelet, error) {
 	dir := filepath.Join(l.Dir, "kubelet")
 	k := &Kubelet{Manifests: filepath.Join(l.Dir, "manifests"), Port: port, ReadOnly: port + 1}
-	if err := errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(k.Manifests, 0o755), MakeCgroup(l.Cgroup())); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(k.Manifests, 0o755), l.makeKubeletGroup()); err != nil {
 		return nil, err
 	}
 	conf := filepath.Join(l.Run, "kubelet.yaml")
-	text := fmt.Sprintf(kubeletConfig, k.Port, k.ReadOnly, k.Manifests, l.PodLogs(), socket, l.Cgroup())
+	text := fmt.Sprintf(kubeletConfig, k.Port, k.ReadOnly, k.Manifests, l.PodLogs(), socket, l.Driver, l.kubeletRoot())
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		return nil, err
 	}

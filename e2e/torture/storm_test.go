@@ -47,7 +47,7 @@ func rage(ctx context.Context, s storm) (id string, err error) {
 			case err == nil:
 				answers[got]++
 			case leaves && (code == codes.DeadlineExceeded || code == codes.Canceled):
-			case s.late != codes.OK && code == s.late && (len(answers) > 0 || leaves):
+			case s.late != codes.OK && code == s.late: // there is an answer, see below
 			default:
 				faults = append(faults, err.Error())
 			}

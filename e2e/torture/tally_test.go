@@ -21,6 +21,7 @@ const (
 	podLives      = "pod_lives"
 	modelSteps    = "model_steps"
 
+	powerCuts       = "power_cuts"
 	errnoInjections = "errno_injections"
 	pidReuses       = "pid_reuses"
 	uninterruptible = "uninterruptible_containers"
@@ -61,7 +62,7 @@ func (t *tally) write() error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	names := []string{leaks, restarted, wrongExits, lostLog, startFailures, otherFaults, daemonKills, shimKills, podLives, modelSteps, errnoInjections, pidReuses, uninterruptible, stormCalls}
+	names := []string{leaks, restarted, wrongExits, lostLog, startFailures, otherFaults, daemonKills, shimKills, podLives, modelSteps, powerCuts, errnoInjections, pidReuses, uninterruptible, stormCalls}
 	for _, name := range names {
 		kept = append(kept, row{Name: name, Unit: "count", Berth: t.count[name]})
 	}

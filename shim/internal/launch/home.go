@@ -13,8 +13,8 @@ import (
 type home struct {
 	pidns int
 	tasks map[uint64]int // by device number of the hierarchy
-	// What the thread could not go back to, for want of memory: it tries again before it clones. A child of a thread that
-	// is astray would be born in a stranger's pid namespace, or not at all when that one has ended.
+	// What the thread could not go back to, for want of memory: it tries again, and does not clone before. A child of a
+	// thread that is astray would be born in a stranger's pid namespace, or not at all when that one has ended.
 	astrayPid   bool
 	astrayTasks map[int]bool
 }
@@ -99,24 +99,30 @@ func (h *home) leave(tasks []int) {
 			h.astrayTasks[own] = true
 		}
 	}
-	_ = h.settle() // or before the next clone
+	_ = h.settle() // or soon: see Run
 }
 
-// settle takes the thread to where it could not go back to. An error says that it still cannot.
+// astray says that the thread is not all home.
+func (h *home) astray() bool { return h.astrayPid || len(h.astrayTasks) > 0 }
+
+// settle takes the thread to where it could not go back to. An error says that it still is not all home.
 func (h *home) settle() error {
+	var all []error
 	if h.astrayPid {
 		if err := unix.Setns(h.pidns, unix.CLONE_NEWPID); err != nil {
-			return fmt.Errorf("go back to the own pid namespace: %w", err)
+			all = append(all, fmt.Errorf("go back to the own pid namespace: %w", err))
+		} else {
+			h.astrayPid = false
 		}
-		h.astrayPid = false
 	}
 	for own := range h.astrayTasks {
 		if _, err := unix.Write(own, []byte("0")); err != nil {
-			return fmt.Errorf("go back to the own v1 cgroup: %w", err)
+			all = append(all, fmt.Errorf("go back to the own v1 cgroup: %w", err))
+			continue
 		}
 		delete(h.astrayTasks, own)
 	}
-	return nil
+	return errors.Join(all...)
 }
 
 func (h *home) of(fd int) (int, error) {

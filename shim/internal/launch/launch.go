@@ -16,6 +16,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -73,9 +74,15 @@ func (l *Launcher) Run(ctx context.Context, ready func()) error {
 	}
 	ready()
 	for {
+		var again <-chan time.Time
+		if l.home.astray() { // it holds a container's v1 groups
+			again = time.After(20 * time.Millisecond)
+		}
 		select {
 		case job := <-l.jobs:
 			job()
+		case <-again:
+			_ = l.home.settle() // or in the next round
 		case <-ctx.Done():
 			return nil
 		}
