@@ -85,6 +85,8 @@ conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-c
 	@./e2e/setup.sh $(VM_PACKAGES)
 	@mkdir -p $(OUT) .cache/vm
 	cd e2e && BERTH_VM=$(CURDIR)/.cache/vm BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
+	for f in driver:FuzzRequests volume:FuzzIDs volume:FuzzPaths; do \
+	  $(GO) test ./csi/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 20s -fuzzminimizetime 10x; done
 
 .PHONY: conformance-cni
 conformance-cni: setup build tools ## Upstream's own tests and containerd on berth-cni, then the CNI suite on both, a column for each

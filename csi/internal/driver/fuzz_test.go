@@ -50,8 +50,11 @@ func (s *shelf) Footprint(context.Context, volume.Spec) (int64, error)  { return
 func (s *shelf) Snapshot(_ context.Context, all []volume.SnapshotSpec) error {
 	return s.touch(all[0].ID)
 }
-func (s *shelf) RemoveSnapshot(_ context.Context, id string) error                  { return s.touch(id) }
-func (s *shelf) Changed(context.Context, string, string) ([]volume.Range, error)    { return nil, nil }
+
+func (s *shelf) RemoveSnapshot(_ context.Context, id string) error { return s.touch(id) }
+
+func (s *shelf) Changed(context.Context, string, string) ([]volume.Range, error) { return nil, nil }
+
 func (s *shelf) Exists(_ context.Context, id string) (bool, error)                  { return true, s.touch(id) }
 func (s *shelf) Inventory(context.Context) (volumes, snapshots []string, err error) { return }
 
