@@ -210,6 +210,9 @@ func (n *machine) descriptors() map[string]int {
 		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 		for _, f := range fds {
 			if to, err := os.Readlink(f); err == nil {
+				if strings.HasPrefix(filepath.Base(to), "cpu.") { // Go's runtime looks at the limits of where it started
+					continue
+				}
 				sort, _, _ := strings.Cut(to, ":")
 				switch shims := filepath.Join(n.lab.Run, "berth", "shims") + "/"; {
 				case strings.HasPrefix(sort, "/sys/fs/cgroup/"):
