@@ -84,15 +84,18 @@ func compileCNI(conf netdconf.Config, f *fabric.Fabric, plan *overlay.Plan) (b [
 	return append(b, '\n'), err == nil, err
 }
 
-// reserved are the namespaces of pools of which the node has no block: their pods must not get others' addresses.
+// reserved are the namespaces of pools of which the node has no block yet, in any of their families: their pods must not
+// get others' addresses, nor fewer than they should.
 func reserved(f *fabric.Fabric, n fabric.Node) (out []string) {
 	for _, pool := range f.Pools {
-		has := slices.ContainsFunc(n.PodCIDRs, func(b netip.Prefix) bool {
-			in, ok := f.PoolOf(b)
-			return ok && in.Name == pool.Name
-		})
-		if !has {
-			out = append(out, pool.Namespaces...)
+		for _, c := range pool.CIDRs {
+			has := slices.ContainsFunc(n.PodCIDRs, func(b netip.Prefix) bool {
+				in, ok := f.PoolOf(b)
+				return ok && in.Name == pool.Name && b.Addr().Is6() == c.Addr().Is6()
+			})
+			if !has {
+				out = append(out, pool.Namespaces...)
+			}
 		}
 	}
 	slices.Sort(out)

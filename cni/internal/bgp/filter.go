@@ -160,13 +160,16 @@ func (c Config) Admits(peer netip.Addr, prefix netip.Prefix) bool {
 			return false
 		}
 	}
-	return c.InPools(prefix)
+	return inOne(prefix, c.Pools) || p.Internal(c) && inOne(prefix, c.Services)
 }
 
 // InPools says whether prefix lies inside of a pool or of a range of services. A default route does in none, not even in a pool of length 0.
 func (c Config) InPools(prefix netip.Prefix) bool {
-	inside := func(pool netip.Prefix) bool { return within(prefix, pool) }
-	return prefix.Bits() > 0 && (slices.ContainsFunc(c.Pools, inside) || slices.ContainsFunc(c.Services, inside))
+	return inOne(prefix, c.Pools) || inOne(prefix, c.Services)
+}
+
+func inOne(prefix netip.Prefix, all []netip.Prefix) bool {
+	return prefix.Bits() > 0 && slices.ContainsFunc(all, func(outer netip.Prefix) bool { return within(prefix, outer) })
 }
 
 // Plausible says why packets for prefix cannot go the path's way, whoever says so. A next hop comes from peers, and

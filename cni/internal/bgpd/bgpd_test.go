@@ -76,19 +76,20 @@ func show(r *api.SetPoliciesRequest, name string) (out []string) {
 
 func TestPolicies(t *testing.T) {
 	c := config()
+	c.Services = []netip.Prefix{pfx("10.96.0.0/12")}
 	c.Peers[1].Import = []bgp.Rule{
 		{Action: bgp.Reject, Communities: []bgp.Community{bgp.NoExport}},
 		{Action: bgp.Accept, Prefixes: []bgp.PrefixRange{{Prefix: pfx("192.0.2.0/24")}, {Prefix: pfx("2001:db8::/32"), Max: 48}}, LargeCommunities: []bgp.LargeCommunity{{1, 2, 3}}},
 	}
-	c.Services = []netip.Prefix{pfx("10.96.0.0/12")}
 	c.Announcements = []bgp.Announcement{{Prefix: pfx("10.244.1.0/24"), Attributes: bgp.Attributes{Prepend: 2}}}
 	got := show(policies(c), importPolicy)
 	want := []string{
 		"10.0.0.3/32, 65535:65281 → reject",
 		"10.0.0.3/32, 192.0.2.0/24{24,32}, 1:2:3 → accept",
 		"10.0.0.3/32, 2001:db8::/32{32,48}, 1:2:3 → accept",
-		"10.244.0.0/16{16,32} 0.0.0.0/0{1,32} 10.96.0.0/12{12,32} → accept",
+		"10.244.0.0/16{16,32} 0.0.0.0/0{1,32} → accept",
 		"fd00::/16{16,128} → accept",
+		"10.0.0.2/32, 10.96.0.0/12{12,32} → accept",
 		"0.0.0.0/0 ::/0 → reject",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {

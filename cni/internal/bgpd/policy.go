@@ -27,7 +27,10 @@ func policies(c bgp.Config) *api.SetPoliciesRequest {
 	for i, p := range c.Peers {
 		b.rules(in, peerRules{fmt.Sprintf("import-%d", i), p, p.Import})
 	}
-	b.pools(in, slices.Concat(c.Pools, c.Services), "", nil)
+	b.pools(in, c.Pools, "", nil)
+	if nodes := b.neighbors("nodes", c.Peers, func(p bgp.Peer) bool { return p.Internal(c) }); nodes != "" {
+		b.pools(in, c.Services, nodes, nil) // from outside a rule must let them in
+	}
 	b.sets = append(b.sets, &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_NEIGHBOR, Name: "anyone", List: []string{"0.0.0.0/0", "::/0"}})
 	in.Statements = append(in.Statements, &api.Statement{
 		Name:       "import-rest",

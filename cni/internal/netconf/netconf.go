@@ -280,22 +280,17 @@ func (c *Config) ResultDNS() spec.DNS {
 	return d
 }
 
-// RangesFor are the ranges of a family that pods of a namespace have their addresses from, in order.
-func (c *Config) RangesFor(namespace string, v6 bool) []Range {
-	var own, common []Range
+// RangesFor are the ranges of a family that pods of a namespace have their addresses from, in order. One that has ranges
+// has addresses of no others, in neither family.
+func (c *Config) RangesFor(namespace string, v6 bool) (out []Range) {
+	named := func(r Range) bool { return slices.Contains(r.Namespaces, namespace) }
+	has := slices.ContainsFunc(c.Ranges, named)
 	for _, r := range c.Ranges {
-		switch {
-		case r.Subnet.Addr().Is6() != v6:
-		case len(r.Namespaces) == 0:
-			common = append(common, r)
-		case slices.Contains(r.Namespaces, namespace):
-			own = append(own, r)
+		if r.Subnet.Addr().Is6() == v6 && (has && named(r) || !has && len(r.Namespaces) == 0) {
+			out = append(out, r)
 		}
 	}
-	if len(own) > 0 {
-		return own
-	}
-	return common
+	return out
 }
 
 // Pools are the subnets of all ranges.

@@ -15,7 +15,7 @@ func TestRangesFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	for namespace, want := range map[string]string{
-		"a": "10.1.0.0/24 | fd00::/64", "b": "10.1.0.0/24 10.2.0.0/24 | fd00::/64", "c": "10.0.0.0/24 | fd00::/64", "": "10.0.0.0/24 | fd00::/64",
+		"a": "10.1.0.0/24 |", "b": "10.1.0.0/24 10.2.0.0/24 |", "c": "10.0.0.0/24 | fd00::/64", "": "10.0.0.0/24 | fd00::/64",
 	} {
 		var got []string
 		for _, v6 := range []bool{false, true} {

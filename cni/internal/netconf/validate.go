@@ -37,6 +37,12 @@ func (c *Config) validate() error {
 	if !filepath.IsAbs(c.StateDir) {
 		fail("stateDir %q is not absolute", c.StateDir)
 	}
+	if slices.Contains(c.ReservedNamespaces, "") {
+		fail("reservedNamespaces: one of them is empty")
+	}
+	if c.AgentSocket != "" && !filepath.IsAbs(c.AgentSocket) {
+		fail("agentSocket %q is not absolute", c.AgentSocket)
+	}
 	for i, d := range c.ImportHostLocal {
 		if !filepath.IsAbs(d) {
 			fail("importHostLocal[%d] %q is not absolute", i, d)

@@ -62,9 +62,10 @@ type Test struct {
 	mu       sync.Mutex
 	targets  map[Target]asking
 	peers    map[link]map[netip.Addr]bool
-	sockets  map[link]*sockets
+	sockets  map[link]*socket
 	waiting  map[uint64]chan<- kind
 	verdicts map[string]Verdict
+	closed   bool
 }
 
 // asking is when a target is due, and what it said so far.
@@ -89,7 +90,7 @@ func (x Target) link() link { return link{x.Dev, x.Index, x.Peer.Is6(), x.Port} 
 func New(kept string, log *slog.Logger) (*Test, error) {
 	t := &Test{
 		kept: kept, log: log, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		targets: map[Target]asking{}, peers: map[link]map[netip.Addr]bool{}, sockets: map[link]*sockets{}, waiting: map[uint64]chan<- kind{},
+		targets: map[Target]asking{}, peers: map[link]map[netip.Addr]bool{}, sockets: map[link]*socket{}, waiting: map[uint64]chan<- kind{},
 	}
 	var err error
 	t.verdicts, err = load(kept)
@@ -106,18 +107,21 @@ func (t *Test) Verdicts() []Verdict {
 	return slices.SortedFunc(maps.Values(t.verdicts), func(a, b Verdict) int { return strings.Compare(a.Dev, b.Dev) })
 }
 
-// Spoilt says whether a device is to compute checksums in software.
-func (t *Test) Spoilt(dev string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	_, yes := t.verdicts[dev]
-	return yes
-}
-
 // Set says who is to be asked. The same again changes nothing; what cannot be opened is an error, and the rest is asked.
 func (t *Test) Set(ctx context.Context, targets []Target) error {
+	old, err := t.set(ctx, targets)
+	for _, s := range old { // not with the lock held: who hears may wait for it
+		err = errors.Join(err, s.close())
+	}
+	return err
+}
+
+func (t *Test) set(ctx context.Context, targets []Target) (old []*socket, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return nil, nil
+	}
 	peers, news := map[link]map[netip.Addr]bool{}, false
 	all := make(map[Target]asking, len(targets))
 	for _, x := range targets {
@@ -136,12 +140,12 @@ func (t *Test) Set(ctx context.Context, targets []Target) error {
 	return t.reopen(ctx)
 }
 
-// reopen makes the sockets be those of the links that have peers. It is with the lock held.
-func (t *Test) reopen(ctx context.Context) error {
+// reopen makes the sockets be those of the links that have peers, and returns those to be closed. It is with the lock held.
+func (t *Test) reopen(ctx context.Context) (old []*socket, err error) {
 	var errs []error
 	for l, s := range t.sockets {
 		if t.peers[l] == nil {
-			errs = append(errs, s.close())
+			old = append(old, s)
 			delete(t.sockets, l)
 		}
 	}
@@ -157,7 +161,7 @@ func (t *Test) reopen(ctx context.Context) error {
 		t.sockets[l] = s
 		go s.hear(func(m message, from netip.Addr) { t.heard(l, s, m, from) }) // ends with the socket
 	}
-	return errors.Join(errs...)
+	return old, errors.Join(errs...)
 }
 
 func (t *Test) poke() {
@@ -168,7 +172,7 @@ func (t *Test) poke() {
 }
 
 // heard is a message from a peer; nobody else is answered.
-func (t *Test) heard(l link, s *sockets, m message, from netip.Addr) {
+func (t *Test) heard(l link, s *socket, m message, from netip.Addr) {
 	t.mu.Lock()
 	known, asked := t.peers[l][from], t.waiting[m.nonce]
 	t.mu.Unlock()
@@ -205,10 +209,11 @@ func (t *Test) Run(ctx context.Context) error {
 		wg.Wait()
 		timer.Reset(next)
 	}
+	err := t.Set(context.WithoutCancel(ctx), nil)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.targets, t.peers = nil, nil
-	return t.reopen(context.WithoutCancel(ctx))
+	t.closed = true
+	t.mu.Unlock()
+	return err
 }
 
 // due is whom to ask now, some at a time, and when to look again.

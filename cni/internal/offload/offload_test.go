@@ -53,7 +53,7 @@ func TestPace(t *testing.T) {
 	for i := range 100 {
 		x := Target{Dev: "vx", Peer: netip.AddrFrom4([4]byte{10, 0, byte(i), 0})}
 		a.targets[x] = asking{}
-		a.sockets[x.link()] = &sockets{}
+		a.sockets[x.link()] = &socket{}
 	}
 	now := time.Now()
 	asked := 0

@@ -27,13 +27,11 @@ type Invocation struct {
 	Getenv func(string) string
 	// Environ is the whole environment.
 	Environ []string
-	// Resident says that the process goes on after it, and Wanted, where it is not nil, is an error once nobody waits for
-	// the answer any more.
-	Resident bool
-	Wanted   func() error
-	Stdin    io.Reader
-	Stdout   io.Writer
-	Stderr   io.Writer
+	// Wanted is given by a process that goes on after it: an error once nobody waits for the answer any more.
+	Wanted func() error
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
 }
 
 // call is a verb with what it was given.

@@ -248,6 +248,9 @@ func (n *Network) takeAddrs(rec *state.Record, req *netconf.Request) error {
 		}
 		rec.Pod.Addrs = append(rec.Pod.Addrs, a)
 	}
+	if len(rec.Pod.Addrs) == 0 {
+		return errs.Unavailable.Errorf("network %s: all its ranges are those of other namespaces than %q", n.conf.Name, req.Namespace)
+	}
 	rec.Pod.Masquerade = n.conf.Masquerade(rec.Pod.Addrs...)
 	return nil
 }

@@ -63,7 +63,7 @@ type Network struct {
 	leases map[string]*hostlocal.Dir
 	log    io.Writer
 	way    linkdel.Way
-	// held says that a child holds the nf_tables socket, see Close.
+	// held says that a child, or a timer, holds the nf_tables socket, see Close.
 	held bool
 }
 
@@ -75,9 +75,8 @@ const destroyTime = 40
 type Options struct {
 	// Log takes remarks for the node's administrator, a line each.
 	Log io.Writer
-	// Resident: the process goes on after the verb.
-	Resident bool
-	// Wanted is asked once the lock is held: an error ends the verb before it did anything. Nil: always.
+	// Wanted is given by a process that goes on after the verb. Its error ends the verb before it does anything: nobody
+	// waits for the answer.
 	Wanted func() error
 }
 
@@ -88,16 +87,11 @@ func Open(conf *netconf.Config, o Options) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{conf: conf, log: o.Log, pools: map[netip.Prefix]*ipam.Pool{}, leases: map[string]*hostlocal.Dir{}}
-	if n.store, err = state.Open(conf.StateDir, strings.TrimSpace(string(boot)), lockPatience); err != nil {
+	if n.store, err = state.Open(conf.StateDir, strings.TrimSpace(string(boot)), lockPatience, o.Wanted); err != nil {
 		return nil, err
 	}
-	if o.Resident {
-		n.way = linkdel.Thread
-	}
 	if o.Wanted != nil {
-		if err := o.Wanted(); err != nil {
-			return nil, errors.Join(err, n.Close())
-		}
+		n.way = linkdel.Thread
 	}
 	if n.route, err = nlwire.Dial(unix.NETLINK_ROUTE); err != nil {
 		return nil, errors.Join(err, n.Close())

@@ -15,7 +15,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth/cni/internal/netconf"
+	"github.com/berth-project/berth/cni/internal/netns"
 	"github.com/berth-project/berth/cni/internal/plugin"
 	"github.com/berth-project/berth/cni/internal/spec"
 	v1 "github.com/berth-project/berth/proto/cniagent/v1"
@@ -95,39 +98,57 @@ func refusal(req v1.Request) string {
 	if typ := netconf.TypeOf(req.Stdin); typ != "" && typ != "berth" {
 		return fmt.Sprintf("type %q is served by executing it", typ)
 	}
+	if req.Netns != nil {
+		path := variable(req.Env, "CNI_NETNS")
+		if here, err := v1.Identify(path); err != nil || *here != *req.Netns {
+			return fmt.Sprintf("%s is another namespace here: this agent does not see the runtime's mounts (%v)", path, err)
+		}
+	}
 	return ""
 }
 
-// hangup watches the connection, on which nothing more is to come: the function it returns is an error once the runtime
-// has gone, as when it would have killed the plugin.
+// hangup is a function whose error says that the runtime has gone, as when it would have killed the plugin.
 func hangup(c *net.UnixConn) func() error {
-	gone := make(chan struct{})
-	go func() { // ends with the connection
-		defer close(gone)
-		_ = c.SetReadDeadline(time.Time{})
-		_, _ = c.Read(make([]byte, 1))
-	}()
 	return func() error {
-		select {
-		case <-gone:
+		raw, err := c.SyscallConn()
+		gone := false
+		if err == nil {
+			err = raw.Control(func(fd uintptr) {
+				p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}} //nolint:gosec // a descriptor
+				n, perr := unix.Poll(p, 0)                                  // EINTR: asked again by the next
+				gone = perr == nil && n > 0 && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP) != 0
+			})
+		}
+		if err != nil || gone {
 			return spec.Errorf(spec.CodeTryAgain, "the runtime has gone")
-		default:
-			return nil
+		}
+		return nil
+	}
+}
+
+// Able says why this process could not attach pods: entering a network namespace takes CAP_SYS_ADMIN.
+func Able() error {
+	here, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	return errors.Join(here.Do(func() error { return nil }), here.Close())
+}
+
+func variable(env []string, key string) string {
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, key+"="); ok {
+			return v
 		}
 	}
+	return ""
 }
 
 // invoke is one start of the plugin, in this process.
 func invoke(req v1.Request, wanted func() error) v1.Reply {
-	env := map[string]string{}
-	for _, kv := range req.Env {
-		if k, v, ok := strings.Cut(kv, "="); ok {
-			env[k] = v
-		}
-	}
 	var out, errOut bytes.Buffer
 	code := plugin.Run(plugin.Invocation{
-		Name: "berth", Getenv: func(k string) string { return env[k] }, Environ: req.Env, Resident: true, Wanted: wanted,
+		Name: "berth", Getenv: func(k string) string { return variable(req.Env, k) }, Environ: req.Env, Wanted: wanted,
 		Stdin: bytes.NewReader(req.Stdin), Stdout: &out, Stderr: &errOut,
 	})
 	return v1.Reply{Exit: code, Stdout: out.Bytes(), Stderr: errOut.Bytes()}

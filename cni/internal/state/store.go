@@ -48,8 +48,9 @@ type Store struct {
 }
 
 // Open takes the lock, waiting up to patience, and reads the header. It fails with Unavailable when somebody
-// else holds the lock for that long.
-func Open(dir, bootID string, patience time.Duration) (*Store, error) {
+// else holds the lock for that long. In a process that goes on, wanted says by an error that nobody waits any more, also
+// once the lock is held; it is nil in one that ends with its answer.
+func Open(dir, bootID string, patience time.Duration, wanted func() error) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -57,7 +58,12 @@ func Open(dir, bootID string, patience time.Duration) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state lock: %w", err)
 	}
-	if err := flock(f, patience); err != nil {
+	if wanted == nil {
+		err = flock(f, patience)
+	} else {
+		err = poll(f, patience, wanted)
+	}
+	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
@@ -111,6 +117,29 @@ func flock(f *os.File, patience time.Duration) error {
 		return os.NewSyscallError("flock", err)
 	case <-time.After(patience):
 		return errs.Unavailable.Errorf("another berth-cni has held %s for %s", f.Name(), patience)
+	}
+}
+
+// poll is flock for a process that goes on: no thread may wait for a lock whose descriptor is closed by then, nor for
+// somebody who does not want it any more.
+func poll(f *os.File, patience time.Duration, wanted func() error) error {
+	start, nap := time.Now(), 50*time.Microsecond
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return wanted()
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("state lock: %w", err)
+		}
+		if time.Since(start) > patience {
+			return errs.Unavailable.Errorf("another berth-cni has held %s for %s", f.Name(), patience)
+		}
+		if err := wanted(); err != nil {
+			return err
+		}
+		time.Sleep(nap)
+		nap = min(2*nap, 2*time.Millisecond)
 	}
 }
 

@@ -44,7 +44,7 @@ func fill(dir, network, cidr, count string) error {
 	if err != nil {
 		return err
 	}
-	s, err := state.Open(dir, strings.TrimSpace(string(boot)), time.Second)
+	s, err := state.Open(dir, strings.TrimSpace(string(boot)), time.Second, nil)
 	if err != nil {
 		return err
 	}

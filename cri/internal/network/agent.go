@@ -22,6 +22,10 @@ import (
 // pluginType is the plugin whose work an agent may do; its configuration says where in the key "agentSocket".
 const pluginType = "berth"
 
+// answerTime is how long an agent may take: the plugin's patience with the lock, and as much again. One that is stuck is
+// treated as one that died.
+const answerTime = 20 * time.Second
+
 // dialTime is how long an agent may take to accept. One that is not there refuses at once.
 const dialTime = time.Second
 
@@ -43,7 +47,7 @@ func (e agentExec) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 	if socket == "" {
 		return e.DefaultExec.ExecPlugin(ctx, path, stdin, env)
 	}
-	reply, asked, err := ask(ctx, socket, v1.Request{Version: v1.Version, Env: cniVariables(env), Stdin: stdin})
+	reply, asked, err := ask(ctx, socket, v1.Request{Version: v1.Version, Env: cniVariables(env), Stdin: stdin, Netns: namespaceOf(env)})
 	switch {
 	case err == nil && reply.Refused == "":
 		if len(reply.Stderr) > 0 {
@@ -89,6 +93,20 @@ func cniVariables(env []string) (out []string) {
 	return out
 }
 
+// namespaceOf identifies the pod's, where it has one.
+func namespaceOf(env []string) *v1.File {
+	for _, kv := range env {
+		if path, ok := strings.CutPrefix(kv, "CNI_NETNS="); ok && path != "" {
+			f, err := v1.Identify(path)
+			if err != nil {
+				return nil // the plugin says what is wrong
+			}
+			return f
+		}
+	}
+	return nil
+}
+
 // ask puts one request. asked says that it was sent, whole or in part.
 func ask(ctx context.Context, socket string, req v1.Request) (reply v1.Reply, asked bool, err error) {
 	d := net.Dialer{Timeout: dialTime}
@@ -100,7 +118,7 @@ func ask(ctx context.Context, socket string, req v1.Request) (reply v1.Reply, as
 	defer c.Close()           //nolint:errcheck // answered, or not
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
-	if err := v1.CheckPeer(c); err != nil {
+	if err := errors.Join(v1.CheckPeer(c), c.SetDeadline(time.Now().Add(answerTime))); err != nil {
 		return reply, false, err
 	}
 	if err := v1.Write(c, req); err != nil {

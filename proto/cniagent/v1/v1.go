@@ -11,6 +11,7 @@
 package v1
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,23 @@ type Request struct {
 	// Env are the CNI_ variables, "KEY=VALUE".
 	Env   []string `json:"env"`
 	Stdin []byte   `json:"stdin"`
+	// Netns is what CNI_NETNS is to the runtime; an agent to which it is something else refuses. Nil where there is none.
+	Netns *File `json:"netns,omitempty"`
+}
+
+// File identifies a file as long as it lives.
+type File struct {
+	Dev uint64 `json:"dev"`
+	Ino uint64 `json:"ino"`
+}
+
+// Identify looks at a file.
+func Identify(path string) (*File, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return nil, err
+	}
+	return &File{st.Dev, st.Ino}, nil
 }
 
 // Reply is how it ended.
@@ -68,18 +86,14 @@ func Read(r io.Reader, message any) error {
 	if n > MaxMessage {
 		return fmt.Errorf("a message of %d bytes, at most %d", n, MaxMessage)
 	}
-	b := make([]byte, n)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return noEOF(err)
+	var b bytes.Buffer // grows with what comes
+	if got, err := io.CopyN(&b, r, int64(n)); err != nil {
+		if errors.Is(err, io.EOF) && got < int64(n) {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
 	}
-	return json.Unmarshal(b, message)
-}
-
-func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
+	return json.Unmarshal(b.Bytes(), message)
 }
 
 // CheckPeer is an error unless the other side of the connection is root.
