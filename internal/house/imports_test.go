@@ -49,7 +49,7 @@ func rules() []rule {
 		{path: "shim", own: append(leaves, "proto/shim", "shim/internal"), foreign: []string{sys, specsGo}, ban: []string{http, osExec}},
 		{path: "shim/internal/seccomp/gen"}, // a tool of the developer's: asks `go list`
 		{path: "cni", own: append(leaves, "cni/internal"), foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "cni/internal/resident", own: append(leaves, "cni/internal", "proto/cniagent/v1"), ban: []string{http, osExec}},
+		{path: "cni/internal/resident", own: append(leaves, "cni/internal", "proto/cniagent/v1"), foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
 		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
 

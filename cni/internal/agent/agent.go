@@ -23,7 +23,6 @@ import (
 	"github.com/berth-project/berth/cni/internal/netdconf"
 	"github.com/berth-project/berth/cni/internal/offload"
 	"github.com/berth-project/berth/cni/internal/overlay"
-	"github.com/berth-project/berth/cni/internal/resident"
 	"github.com/berth-project/berth/cni/internal/udptun"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/internal/lockfile"
@@ -160,10 +159,6 @@ func (a *Agent) Run(ctx context.Context, notify func(string)) error {
 	defer kernel.Close() //nolint:errcheck // nothing buffered
 	if a.test, err = offload.New(filepath.Join(a.conf.State, "checksums"), a.log); err != nil {
 		a.log.Warn("earlier verdicts are lost, and found again", "error", err)
-	}
-	if err := resident.Able(); err != nil && a.conf.CNI.Resident {
-		a.log.Warn("runtimes execute the plugin: this process cannot enter pods' network namespaces", "error", err)
-		a.conf.CNI.Resident = false
 	}
 	l, cni, err := a.listen()
 	if err != nil {

@@ -19,6 +19,10 @@ import (
 // listen makes the sockets, for root alone: ours, and that for runtimes, which is nil where there is to be none. Those that
 // are left of an earlier agent are removed: the lock is ours.
 func (a *Agent) listen() (l net.Listener, cni *resident.Server, err error) {
+	if err := resident.Able(); err != nil && a.conf.CNI.Resident {
+		a.log.Warn("runtimes execute the plugin: this process cannot enter pods' network namespaces", "error", err)
+		a.conf.CNI.Resident = false
+	}
 	if path := a.conf.CNISocket(); path != "" {
 		if cni, err = resident.Listen(path, a.log); err != nil {
 			return nil, nil, err

@@ -1,7 +1,9 @@
 package kube
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"math/big"
@@ -59,6 +61,9 @@ func (l *NetworkBlockList) DeepCopyObject() runtime.Object {
 type block struct {
 	name, pool, node string
 	cidr             netip.Prefix
+	// owner is the UID of its Node, "" if nobody owns it; made is when it was made, in seconds.
+	owner string
+	made  int64
 }
 
 func blockOf(obj any) (block, error) {
@@ -70,7 +75,12 @@ func blockOf(obj any) (block, error) {
 	if err != nil {
 		return block{}, fmt.Errorf("spec.cidr: %w", err)
 	}
-	out := block{name: b.Name, pool: b.Spec.Pool, node: b.Spec.Node, cidr: cidr}
+	out := block{name: b.Name, pool: b.Spec.Pool, node: b.Spec.Node, cidr: cidr, made: b.CreationTimestamp.Unix()}
+	for _, o := range b.OwnerReferences {
+		if o.Kind == "Node" {
+			out.owner = string(o.UID)
+		}
+	}
 	if want := blockName(cidr); b.Name != want || cidr != cidr.Masked() {
 		return out, fmt.Errorf("spec.cidr: the block of %s is called %s", cidr.Masked(), want)
 	}
@@ -98,9 +108,12 @@ func shared(pools []fabric.Pool) (out []fabric.Pool) {
 	return out
 }
 
-// giveBlocks adds blocks to their nodes. One that is outside of its pool, or overlaps what somebody has, is left out and
-// named: a node must not lose everything by it.
+// giveBlocks adds blocks to their nodes, the older first: pods have their addresses from it. One that is outside of its
+// pool, or overlaps what somebody has, is left out and named: a node must not lose everything by it. One of an earlier Node
+// of the same name waits for the garbage collector.
 func giveBlocks(f *fabric.Fabric, blocks []block) (remarks []string) {
+	blocks = slices.Clone(blocks)
+	slices.SortStableFunc(blocks, func(a, b block) int { return cmp.Or(cmp.Compare(a.made, b.made), cmp.Compare(a.name, b.name)) })
 	var taken []netip.Prefix
 	for _, n := range f.Nodes {
 		taken = append(taken, n.PodCIDRs...)
@@ -112,8 +125,8 @@ func giveBlocks(f *fabric.Fabric, blocks []block) (remarks []string) {
 		at, _ := slices.BinarySearchFunc(taken, b.cidr, fabric.ComparePrefix)
 		over := func(i int) bool { return i >= 0 && i < len(taken) && taken[i].Overlaps(b.cidr) }
 		switch {
-		case i < 0: // its node is going, or not here yet
-			continue
+		case i < 0 || b.owner != "" && f.Nodes[i].UID != "" && b.owner != f.Nodes[i].UID:
+			continue // its node is gone, or not here yet
 		case !ok || pool.Name != b.pool:
 			remarks = append(remarks, fmt.Sprintf("block %s: %s is not in pool %s", b.name, b.cidr, b.pool))
 		case over(at - 1), over(at):
@@ -126,9 +139,16 @@ func giveBlocks(f *fabric.Fabric, blocks []block) (remarks []string) {
 	return remarks
 }
 
-// claims are the blocks that a node still needs: one of each network of each shared pool. Where several nodes choose at
-// once each begins at another place.
-func claims(f *fabric.Fabric, self fabric.Node, bits map[string][2]int) (out []block, err error) {
+// claims are the blocks that a node still needs: one of each network of each shared pool, of what no object has, whoever
+// owns it. Where several nodes choose at once each begins at another place. A network that is full keeps no other away.
+func claims(f *fabric.Fabric, self fabric.Node, bits map[string][2]int, all []block) (out []block, err error) {
+	var taken []netip.Prefix
+	for _, b := range all {
+		taken = append(taken, b.cidr)
+	}
+	for _, n := range f.Nodes {
+		taken = append(taken, n.PodCIDRs...)
+	}
 	for _, p := range shared(f.Pools) {
 		for _, c := range p.CIDRs {
 			if slices.ContainsFunc(self.PodCIDRs, func(b netip.Prefix) bool { return fabric.Within(b, c) }) {
@@ -138,27 +158,30 @@ func claims(f *fabric.Fabric, self fabric.Node, bits map[string][2]int) (out []b
 			if c.Addr().Is6() {
 				size = bits[p.Name][1]
 			}
-			free, ok := pick(c, max(size, c.Bits()), self.Name, f.Nodes)
+			if size == 0 {
+				continue // another pool by now
+			}
+			free, ok := pick(c, max(size, c.Bits()), self.Name, taken)
 			if !ok {
-				return out, fmt.Errorf("pool %s: %s has no free block of /%d for this node", p.Name, c, size)
+				err = errors.Join(err, fmt.Errorf("pool %s: %s has no free block of /%d for this node", p.Name, c, size))
+				continue
 			}
 			out = append(out, block{name: blockName(free), pool: p.Name, node: self.Name, cidr: free})
 		}
 	}
-	return out, nil
+	return out, err
 }
 
 // tries bounds the search in a network that is nearly full.
 const tries = 1 << 16
 
-func pick(c netip.Prefix, bits int, node string, nodes []fabric.Node) (netip.Prefix, bool) {
-	taken := map[netip.Prefix]bool{}
-	for _, n := range nodes {
-		for _, b := range n.PodCIDRs {
-			if fabric.Within(b, c) {
-				taken[netip.PrefixFrom(b.Addr(), min(bits, b.Bits())).Masked()] = true
-			}
-		}
+func pick(c netip.Prefix, bits int, node string, taken []netip.Prefix) (netip.Prefix, bool) {
+	taken = slices.DeleteFunc(slices.Clone(taken), func(t netip.Prefix) bool { return !t.Overlaps(c) })
+	slices.SortFunc(taken, fabric.ComparePrefix)
+	// Blocks do not overlap each other, so that only the neighbours in the list can overlap another.
+	used := func(b netip.Prefix) bool {
+		at, _ := slices.BinarySearchFunc(taken, b, fabric.ComparePrefix)
+		return at > 0 && taken[at-1].Overlaps(b) || at < len(taken) && taken[at].Overlaps(b)
 	}
 	count := tries
 	if wide := bits - c.Bits(); wide < 16 {
@@ -168,7 +191,7 @@ func pick(c netip.Prefix, bits int, node string, nodes []fabric.Node) (netip.Pre
 	_, _ = h.Write([]byte(node)) // never fails, says hash.Hash
 	for i := range count {
 		b := nth(c, bits, (int(h.Sum32()%uint32(count))+i)%count) //nolint:gosec // at most 1<<16
-		if !taken[b] {
+		if !used(b) {
 			return b, true
 		}
 	}
@@ -184,13 +207,17 @@ func nth(c netip.Prefix, bits, n int) netip.Prefix {
 	return netip.PrefixFrom(a, bits)
 }
 
-// claim creates what this node still needs. What another node was faster with is tried again with the next event.
+// claim creates what this node still needs. What another node was faster with comes as an event, and the next is tried.
 func (s *Source) claim(ctx context.Context, f *fabric.Fabric) error {
 	self, ok := f.Node(s.node)
 	if !ok {
 		return nil
 	}
-	want, err := claims(f, self, s.bits())
+	if f.Validate() != nil {
+		return nil // it will be refused: nothing is taken on its word
+	}
+	blocks, _, _ := s.blocks.all()
+	want, err := claims(f, self, s.sizes, blocks)
 	if err != nil {
 		s.log.Warn("pods of some namespaces cannot be served here", "error", err)
 	}

@@ -34,19 +34,19 @@ func team() *fabric.Fabric {
 func TestClaims(t *testing.T) {
 	f, bits := team(), map[string][2]int{"team": {26, 122}, "default": {26, 122}}
 	for i := range f.Nodes {
-		got, err := claims(f, f.Nodes[i], bits)
+		got, err := claims(f, f.Nodes[i], bits, nil)
 		if err != nil || len(got) != 2 || got[0].cidr.Bits() != 26 || got[1].cidr.Bits() != 122 {
 			t.Fatalf("%s: %+v, %v", f.Nodes[i].Name, got, err)
 		}
 		for _, b := range got {
-			if x, err := blockOf(&NetworkBlock{ObjectMeta: metav1.ObjectMeta{Name: b.name}, Spec: NetworkBlockSpec{Pool: b.pool, Node: b.node, CIDR: b.cidr.String()}}); err != nil || x != b {
+			if x, err := blockOf(&NetworkBlock{ObjectMeta: metav1.ObjectMeta{Name: b.name}, Spec: NetworkBlockSpec{Pool: b.pool, Node: b.node, CIDR: b.cidr.String()}}); err != nil || x.cidr != b.cidr || x.pool != b.pool || x.node != b.node {
 				t.Errorf("%+v became %+v, %v", b, x, err)
 			}
 		}
 		if remarks := giveBlocks(f, got); len(remarks) > 0 || len(f.Nodes[i].PodCIDRs) != 3 {
 			t.Errorf("%q, %v", remarks, f.Nodes[i].PodCIDRs)
 		}
-		if again, err := claims(f, f.Nodes[i], bits); err != nil || len(again) != 0 {
+		if again, err := claims(f, f.Nodes[i], bits, nil); err != nil || len(again) != 0 {
 			t.Errorf("claimed again: %+v, %v", again, err)
 		}
 	}
@@ -55,7 +55,7 @@ func TestClaims(t *testing.T) {
 	}
 	for _, name := range []string{"n3", "n4", "n5"} { // there are four
 		f.Nodes = append(f.Nodes, fabric.Node{Name: name})
-		got, err := claims(f, f.Nodes[len(f.Nodes)-1], bits)
+		got, err := claims(f, f.Nodes[len(f.Nodes)-1], bits, nil)
 		if full := name == "n5"; full != (err != nil) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
@@ -103,5 +103,39 @@ func TestPoolBlocks(t *testing.T) {
 		if (err != nil) != (c.bad != "") || err != nil && !strings.Contains(err.Error(), c.bad) || err == nil && p.bits != [2]int{c.want4, c.want6} {
 			t.Errorf("%+v: %v, %v", c, p.bits, err)
 		}
+	}
+}
+
+// TestClaimsBesideOthers: what any object has is not chosen, whatever its size and whether its node still counts; the older
+// block keeps its place; a network that is full keeps no other away.
+func TestClaimsBesideOthers(t *testing.T) {
+	f, bits := team(), map[string][2]int{"team": {26, 122}}
+	have := []block{
+		{name: "a", pool: "team", node: "n1", cidr: netip.MustParsePrefix("10.245.0.0/25")},
+		{name: "b", pool: "renamed", node: "n2", cidr: netip.MustParsePrefix("10.245.0.128/26")},
+	}
+	got, err := claims(f, f.Nodes[1], bits, have)
+	if err != nil || len(got) != 2 || got[0].cidr != netip.MustParsePrefix("10.245.0.192/26") {
+		t.Errorf("%+v, %v", got, err)
+	}
+	have = append(have, got[0])
+	if got, err = claims(f, f.Nodes[1], bits, have); err == nil || len(got) != 1 || !got[0].cidr.Addr().Is6() {
+		t.Errorf("a full network: %+v, %v", got, err)
+	}
+	giveBlocks(f, []block{
+		{name: "0-new", pool: "team", node: "n2", cidr: netip.MustParsePrefix("10.245.0.0/26"), made: 2},
+		{name: "9-old", pool: "team", node: "n1", cidr: netip.MustParsePrefix("10.245.0.0/25"), made: 1},
+	})
+	if len(f.Nodes[0].PodCIDRs) != 2 || len(f.Nodes[1].PodCIDRs) != 1 {
+		t.Errorf("the newer one won: %+v", f.Nodes)
+	}
+	f = team()
+	f.Nodes[0].UID = "now"
+	giveBlocks(f, []block{{name: "x", pool: "team", node: "n1", cidr: netip.MustParsePrefix("10.245.0.0/26"), owner: "before"}})
+	if len(f.Nodes[0].PodCIDRs) != 1 {
+		t.Error("the block of an earlier Node of that name was taken over")
+	}
+	if got, err := claims(f, f.Nodes[0], map[string][2]int{}, nil); err != nil || len(got) != 0 {
+		t.Errorf("of a pool that is not known any more: %+v, %v", got, err)
 	}
 }

@@ -60,6 +60,13 @@ func serviceRanges(conf netdconf.Kubernetes) (ranges, whole []netip.Prefix, err 
 	return ranges, whole, nil
 }
 
+// Bounds of what is told: no Service has a hundred addresses of its own accord, and BGP's own bound must not be met by who
+// may write Services.
+const (
+	maxAddresses = 100
+	maxTold      = 10_000
+)
+
 // prepareServices makes what watches services, if any is to be told.
 func (s *Source) prepareServices(rc *rest.Config, scheme *runtime.Scheme) (err error) {
 	if s.ranges, s.whole, err = serviceRanges(s.conf); err != nil || len(s.ranges) == 0 {
@@ -106,6 +113,9 @@ func serviceOf(obj any, ranges []netip.Prefix) (service, error) {
 	}
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		add(in.IP, outside)
+	}
+	if n := len(out.everywhere) + len(out.local); n > maxAddresses {
+		return out, fmt.Errorf("%d addresses in the ranges that are told, at most %d", n, maxAddresses)
 	}
 	return out, nil
 }

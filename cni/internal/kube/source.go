@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,6 +38,7 @@ const (
 	publishAgain = 2 * time.Second
 	firstList    = 5 * time.Second
 	longList     = 120 * time.Second
+	overdue      = 30 * time.Second // then status says that a list has not come
 )
 
 // Source is a cluster. Use [New].
@@ -50,7 +52,9 @@ type Source struct {
 	pools *store[pool]
 	// blocks are watched once a pool is given out in such.
 	blocks *store[block]
-	peers  *store[fabric.BGPPeer]
+	// sizes are those of the blocks of each pool, as they were when the model was made.
+	sizes map[string][2]int
+	peers *store[fabric.BGPPeer]
 	// What is told of services, where any is: ranges, whole prefixes, and the objects.
 	ranges, whole []netip.Prefix
 	discovery     rest.Interface
@@ -184,7 +188,7 @@ func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
 	watchBlocks := sync.OnceFunc(func() {
 		wg.Go(func() { watch(ctx, s.net, "networkblocks", &NetworkBlock{}, s.blocks) })
 	})
-	again := time.NewTimer(publishAgain)
+	again, start := time.NewTimer(publishAgain), time.Now()
 	defer again.Stop()
 	for {
 		select {
@@ -201,8 +205,12 @@ func (s *Source) Run(ctx context.Context, deliver func(agent.Delivery)) error {
 		if s.sharesPools() {
 			watchBlocks()
 		}
-		d, ok := s.build()
-		if !ok {
+		d, missing := s.build()
+		if len(missing) > 0 {
+			again.Reset(publishAgain)
+			if time.Since(start) > overdue {
+				deliver(agent.Delivery{Err: fmt.Errorf("the API server has not listed %s: is it reached, and may this agent list them?", strings.Join(missing, ", "))})
+			}
 			continue
 		}
 		deliver(d)
@@ -244,25 +252,31 @@ func untilListed(ctx context.Context, listed func() bool, run func(context.Conte
 	}
 }
 
-// build makes the model of what is in the stores; ok is false before both were listed once.
-func (s *Source) build() (agent.Delivery, bool) {
+// build makes the model of what is in the stores; missing are the resources that were not listed yet.
+func (s *Source) build() (d agent.Delivery, missing []string) {
+	need := func(listed bool, resource string) {
+		if !listed {
+			missing = append(missing, resource)
+		}
+	}
 	nodes, remarks, ok := s.nodes.all()
 	objects, more, listed := s.pools.all()
 	var pools []fabric.Pool
+	s.sizes = map[string][2]int{}
 	for _, p := range objects {
-		pools = append(pools, p.Pool)
+		pools, s.sizes[p.Name] = append(pools, p.Pool), p.bits
 	}
 	peers, wrong, peered := s.peers.all()
 	if len(s.conf.FlannelNetwork) > 0 {
 		p, err := s.flannelPool()
 		if err != nil {
-			return agent.Delivery{Err: err}, true
+			return agent.Delivery{Err: err}, nil
 		}
 		pools, listed, peered = []fabric.Pool{p}, true, true
 	}
-	if !ok || !listed || !peered {
-		return agent.Delivery{}, false
-	}
+	need(ok, "nodes")
+	need(listed, "networkpools")
+	need(peered, "bgppeers")
 	f := &fabric.Fabric{Pools: pools, Nodes: nodes, BGP: fabric.BGP{
 		ASN: s.conf.ASN, Topology: s.conf.Topology, PasswordFile: s.conf.PasswordFile, Reflectors: s.conf.Reflectors, Peers: peers,
 		ServiceRanges: s.ranges,
@@ -270,26 +284,27 @@ func (s *Source) build() (agent.Delivery, bool) {
 	if len(s.ranges) > 0 {
 		services, more1, listed := s.services.all()
 		ends, more2, also := s.slices.all()
-		if !listed || !also {
-			return agent.Delivery{}, false
-		}
+		need(listed, "services")
+		need(also, "endpointslices")
 		self, _ := f.Node(s.node)
 		f.BGP.Services = told(s.whole, services, ends, self)
+		if n := len(f.BGP.Services); n > maxTold {
+			f.BGP.Services = f.BGP.Services[:maxTold]
+			wrong = append(wrong, fmt.Sprintf("services: %d addresses are told, %d are not", maxTold, n-maxTold))
+		}
 		more = slices.Concat(more, more1, more2)
 	}
 	wrong = append(wrong, f.Salvage()...)
 	if len(shared(pools)) > 0 {
 		blocks, bad, listed := s.blocks.all()
-		if !listed {
-			return agent.Delivery{}, false
-		}
+		need(listed, "networkblocks")
 		wrong = slices.Concat(wrong, bad, giveBlocks(f, blocks))
 	}
-	d := agent.Delivery{Fabric: f, Remarks: slices.Concat(remarks, more, wrong)}
+	d = agent.Delivery{Fabric: f, Remarks: slices.Concat(remarks, more, wrong)}
 	if s.conf.Flannel {
 		d.Names = overlay.FlannelNames(flannelVNI)
 	}
-	return d, true
+	return d, missing
 }
 
 func (s *Source) flannelPool() (fabric.Pool, error) {
@@ -312,19 +327,10 @@ func (s *Source) tellAll(ctx context.Context, d agent.Delivery) error {
 	return errors.Join(s.claim(ctx, d.Fabric), s.publish(ctx, d))
 }
 
-// sharesPools says whether any pool is given out in blocks; bits are the sizes of those.
+// sharesPools says whether any pool is given out in blocks.
 func (s *Source) sharesPools() bool {
 	all, _, _ := s.pools.all()
 	return slices.ContainsFunc(all, func(p pool) bool { return len(p.Namespaces) > 0 })
-}
-
-func (s *Source) bits() map[string][2]int {
-	out := map[string][2]int{}
-	all, _, _ := s.pools.all()
-	for _, p := range all {
-		out[p.Name] = p.bits
-	}
-	return out
 }
 
 // publish writes the node's annotations where flannel on other nodes reads them, if they are not so already.
