@@ -19,6 +19,12 @@ import (
 
 // verb asks the agent for one of the plugin's verbs, as berth-cri does.
 func (n *node) verb(ctx context.Context, verb, id, netns, conf string) (v1.Reply, error) {
+	env := []string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + id, "CNI_NETNS=" + netns, "CNI_IFNAME=eth0"}
+	return n.request(ctx, v1.Request{Version: v1.Version, Env: env, Stdin: []byte(conf)})
+}
+
+// request puts any request.
+func (n *node) request(ctx context.Context, req v1.Request) (v1.Reply, error) {
 	var r v1.Reply
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", n.file("run/cni.sock"))
 	if err != nil {
@@ -27,15 +33,14 @@ func (n *node) verb(ctx context.Context, verb, id, netns, conf string) (v1.Reply
 	defer c.Close() //nolint:errcheck // a test's
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
-	env := []string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + id, "CNI_NETNS=" + netns, "CNI_IFNAME=eth0"}
-	if err := v1.Write(c, v1.Request{Version: v1.Version, Env: env, Stdin: []byte(conf)}); err != nil {
+	if err := v1.Write(c, req); err != nil {
 		return r, err
 	}
 	if err := v1.Read(c, &r); err != nil {
 		return r, err
 	}
 	if r.Exit != 0 || r.Refused != "" {
-		return r, fmt.Errorf("%s %s: %s%s", verb, id, r.Refused, r.Stdout)
+		return r, fmt.Errorf("%v: %s%s", req.Env, r.Refused, r.Stdout)
 	}
 	return r, nil
 }
@@ -131,6 +136,15 @@ func TestResident(t *testing.T) {
 	// Other types, and other versions, are refused: the runtime executes the plugin.
 	if r, err := n1.verb(ctx, "ADD", "x", "/proc/self/ns/net", `{"cniVersion":"1.0.0","name":"x","type":"bridge"}`); err == nil || r.Refused == "" {
 		t.Errorf("%+v, %v", r, err)
+	}
+	for _, req := range []v1.Request{
+		{Version: v1.Version + 1, Env: []string{"CNI_COMMAND=VERSION"}},
+		{Version: v1.Version, Env: []string{"CNI_COMMAND=ADD", "CNI_NETNS=/proc/self/ns/net"}, Netns: &v1.File{Dev: 1, Ino: 1}},
+		{Version: v1.Version, Env: []string{"CNI_COMMAND=ADD", "CNI_NETNS=/none"}, Netns: &v1.File{Dev: 1, Ino: 1}},
+	} {
+		if r, err := n1.request(ctx, req); err == nil || r.Refused == "" {
+			t.Errorf("%+v: %+v, %v", req, r, err)
+		}
 	}
 	// A runtime that goes away before its turn: nothing is begun.
 	held := n1.holdLock()
