@@ -42,8 +42,12 @@ func addresses() []Mutant {
 func attachments() []Mutant {
 	return []Mutant{
 		{
-			Name: "state: not locked", File: "cni/internal/state/store.go", Old: "	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)\n", New: "	err := error(nil)\n",
+			Name: "state: not locked", File: "cni/internal/state/store.go", Old: "error {\n	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)\n", New: "error {\n	err := error(nil)\n",
 			Package: "cni/test", Test: "TestParallel", Why: "parallel ADDs give one address to two pods",
+		},
+		{
+			Name: "state: begun though nobody waits any more", File: "cni/internal/state/store.go", Old: "			return wanted()\n", New: "			return nil\n",
+			Package: "cni/internal/state", Test: "TestWaiting", Why: "a pod is attached that its runtime has given up, after the DEL that was to undo it",
 		},
 		{
 			Name: "state: unfinished ADDs are kept", File: "cni/internal/podnet/repair.go", Old: "		if !r.Pending {\n", New: "		if r.Version > 0 {\n",
@@ -81,7 +85,7 @@ func routes() []Mutant {
 	const filter = "cni/internal/bgp/filter.go"
 	return []Mutant{
 		{
-			Name: "BGP: whatever a peer says is a route", File: filter, Old: "	return c.InPools(prefix)\n", New: "	return true\n",
+			Name: "BGP: whatever a peer says is a route", File: filter, Old: "	return inOne(prefix, c.Pools) || p.Internal(c) && inOne(prefix, c.Services)\n", New: "	return true\n",
 			Package: "cni/internal/bgp", Test: "TestAdmits", Why: "a peer's mistake takes the node's own network away",
 		},
 		{
