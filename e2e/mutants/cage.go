@@ -79,7 +79,9 @@ func furnish() error {
 		dir   string
 		flags uintptr
 	}{
-		{"/proc/sys", unix.MS_BIND}, {"/proc/sys/net", unix.MS_BIND}, {"/proc/sys", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY},
+		{"/proc/sys", unix.MS_BIND},
+		{"/proc/sys/net", unix.MS_BIND},
+		{"/proc/sys", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY},
 		{"/", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY},
 	} {
 		source := m.dir
