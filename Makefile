@@ -133,7 +133,7 @@ bench-cni: setup build tools ## berth-cni against the upstream plugins, interlea
 conformance-net: setup build tools conformance-bgp ## berth-netd on nodes that are namespaces: every mode, a cluster's life, 200 kills; a real API server; the move from flannel
 	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 20m -v ./cni/test/netd ./cni/internal/datapath
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -count=1 -timeout 10m -v ./netd
-	for f in strictyaml:FuzzDecode fabric:FuzzParse kube:FuzzAnnotations rtnl:FuzzParse; do \
+	for f in strictyaml:FuzzDecode fabric:FuzzParse kube:FuzzAnnotations rtnl:FuzzParse offload:FuzzParse; do \
 	  $(GO) test ./cni/internal/$${f%:*} -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime 30s; done
 
 .PHONY: bench-net
