@@ -59,8 +59,8 @@ func (g guard) whole() []nlwire.Op {
 		if v6 {
 			proto = unix.NFPROTO_IPV6
 		}
-		ops = append(ops, t.AddRule("tunnel", slices.Concat(ours, []nft.Expr{
-			nft.Meta(nft.MetaNFProto, nft.R0), nft.Equal(nft.R0, proto),
+		family := []nft.Expr{nft.Meta(nft.MetaNFProto, nft.R0), nft.Equal(nft.R0, proto)} // first: the other's rule ends here
+		ops = append(ops, t.AddRule("tunnel", slices.Concat(family, ours, []nft.Expr{
 			nft.SourceIP(v6, nft.R0), nft.NotIn(vtepSet(v6), nft.R0), nft.Counter(), nft.Drop(),
 		})...))
 	}
