@@ -254,9 +254,8 @@ func present(all ...string) (out []string) {
 	return out
 }
 
-// pod attaches a new namespace with the configuration that the agent wrote, as a runtime does; ports is the value of
-// runtimeConfig.portMappings or empty.
-func (n *node) pod(ports string) *pod {
+// plugin is the plugin's configuration as a runtime makes it of the list that the agent wrote.
+func (n *node) plugin() map[string]any {
 	n.lab.t.Helper()
 	b, err := os.ReadFile(n.conflist())
 	if err != nil {
@@ -271,6 +270,14 @@ func (n *node) pod(ports string) *pod {
 	}
 	conf := list.Plugins[0]
 	conf["cniVersion"], conf["name"] = list.CNIVersion, list.Name
+	return conf
+}
+
+// pod attaches a new namespace with the configuration that the agent wrote, as a runtime does; ports is the value of
+// runtimeConfig.portMappings or empty.
+func (n *node) pod(ports string) *pod {
+	n.lab.t.Helper()
+	conf := n.plugin()
 	if ports != "" {
 		conf["runtimeConfig"] = map[string]any{"portMappings": json.RawMessage(ports)}
 	}

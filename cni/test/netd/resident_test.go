@@ -45,22 +45,10 @@ func (n *node) request(ctx context.Context, req v1.Request) (v1.Reply, error) {
 	return r, nil
 }
 
-// podConf is the plugin's configuration as a runtime makes it of the list that the agent wrote.
+// podConf is it as text; it names the agent's socket.
 func (n *node) podConf() string {
 	n.lab.t.Helper()
-	b, err := os.ReadFile(n.conflist())
-	if err != nil {
-		n.lab.t.Fatal(err)
-	}
-	var list struct {
-		CNIVersion, Name string
-		Plugins          []map[string]any
-	}
-	if err := json.Unmarshal(b, &list); err != nil {
-		n.lab.t.Fatal(err)
-	}
-	conf := list.Plugins[0]
-	conf["cniVersion"], conf["name"] = list.CNIVersion, list.Name
+	conf := n.plugin()
 	if s, ok := conf["agentSocket"].(string); !ok || s != n.file("run/cni.sock") {
 		n.lab.t.Fatalf("agentSocket %v", conf["agentSocket"])
 	}
