@@ -23,6 +23,7 @@ type containerEntry struct {
 	names   []string
 	handles map[string]*os.File
 	exited  bool
+	last    *v1.Exit // its end as this process saw it, which has collected it
 	// homeless says that a shim was replaced before anybody knew static: the successor does not have the container yet.
 	homeless bool
 }
@@ -117,17 +118,6 @@ func (p *Pool) Dead(id string) bool {
 		return nil
 	})
 	return dead
-}
-
-// ExitOf is what the kernel itself knows of the end of a dead container (PIDFD_INFO_EXIT, Linux 6.15). It is unknown
-// until the container's parent has collected it.
-func (p *Pool) ExitOf(id string) v1.Exit {
-	x := v1.Exit{Code: 255, Unknown: true, At: time.Now()}
-	_ = p.with(id, v1.HandlePidfd, func(f *os.File) error { // unknown it stays
-		x = exitOf(f)
-		return nil
-	})
-	return x
 }
 
 // ReopenLog makes the shim continue a container's log in a new file.
