@@ -102,6 +102,9 @@ func (m *Manager) regained(found shims.Found) {
 	}
 	ctx, done := m.detach(context.Background(), time.Minute)
 	defer done()
+	if found.Silent == 0 {
+		m.rescue(ctx, found, m.limbo.has)
+	}
 	for _, c := range m.Containers() {
 		st, known := found.Containers[c.ID]
 		switch {

@@ -36,9 +36,10 @@ func (e *containerEntry) close() {
 
 // Started is what Start tells of a running container.
 type Started struct {
-	Pid  int
-	At   time.Time
-	Shim string
+	Pid   int
+	At    time.Time
+	Shim  string
+	Pipes map[string]uint64 // inodes of its output, by handle: see Rescue
 }
 
 // Start starts a container in its pod's shim.
@@ -55,7 +56,9 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	}
 	req.Cgroups = announce(groups)
 	var reply v1.StartReply
+	started := Started{Shim: s.id}
 	err := s.enter(ctx, v1.MethodStart, req, files(groups), &reply, func(fds []*os.File) {
+		started.Pipes = inodes(reply.Handles, fds)
 		e := &containerEntry{shim: s, static: req.Container, oci: req.OCI, pid: reply.Pid, started: reply.StartedAt, names: reply.Handles, handles: byName(reply.Handles, fds)}
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -64,7 +67,8 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 		}
 		p.containers[req.ID] = e
 	})
-	return Started{Pid: reply.Pid, At: reply.StartedAt, Shim: s.id}, err
+	started.Pid, started.At = reply.Pid, reply.StartedAt
+	return started, err
 }
 
 // Signal sends a signal to a container's init, by its pidfd: no shim is asked and no pid can be mistaken.
