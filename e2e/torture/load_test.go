@@ -92,6 +92,10 @@ func lives(ctx context.Context, n *machine, count int) error {
 // life is one pod's: two containers, one that ends by itself and one that is stopped, each with its log and its code.
 func life(ctx context.Context, n *machine, l *ledger, name string) error {
 	p, err := runPod(ctx, n, name)
+	if err != nil && p != nil && l.bothDie && p.lost(ctx) {
+		l.note(&l.lost)
+		return p.remove(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -156,6 +160,10 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 		}
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
 		if st, err := p.status(ctx, id); err != nil || st.GetState() != cri.ContainerState_CONTAINER_RUNNING {
+			if l.bothDie && st.GetReason() == "Unknown" && st.GetStartedAt() == st.GetCreatedAt() { // answered, and not yet recorded
+				l.note(&l.unseen)
+				return nil
+			}
 			l.fault(restarted, "container %s of pod %s is %v before anybody has stopped it (%v)", name, p.name, st.GetState(), err)
 		}
 		if err := p.stop(ctx, id, 20*time.Second); err != nil {
@@ -182,8 +190,13 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 
 // lost says that a pod is not ready any more.
 func (p *sandbox) lost(ctx context.Context) bool {
-	r, err := p.n.client.Runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.id})
-	return err == nil && r.GetStatus().GetState() == cri.PodSandboxState_SANDBOX_NOTREADY
+	var state cri.PodSandboxState
+	err := again(ctx, "PodSandboxStatus", func(ctx context.Context) error {
+		r, err := p.n.client.Runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.id})
+		state = r.GetStatus().GetState()
+		return err
+	})
+	return err == nil && state == cri.PodSandboxState_SANDBOX_NOTREADY
 }
 
 // resident is a container that lives through a whole test.

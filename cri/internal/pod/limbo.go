@@ -54,6 +54,12 @@ func (m *Manager) lives(c *Container) bool {
 	return err == nil && len(m.cfg.Cgroups.Pids(group)) > 0
 }
 
+// wasStarted says that a process ran in a container's group.
+func (m *Manager) wasStarted(c *Container) bool {
+	group, err := m.Group(c)
+	return err == nil && m.cfg.Cgroups.Used(group)
+}
+
 // dead says whether a container's init process has ended, by the pool's pidfd, or in limbo by the cgroup.
 func (m *Manager) dead(c *Container) bool {
 	if m.limbo.has(c.ID) {

@@ -40,7 +40,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 		return err
 	}
 	if found.Silent == 0 {
-		m.rescue(ctx, found, func(id string) bool { return !oldPods[id] })
+		m.rescue(ctx, found, func(id string) bool { return !oldContainers[id] })
 	}
 	m.recoverContainers(found, oldContainers)
 	close(m.recovered)
@@ -174,7 +174,7 @@ func (m *Manager) recoverContainers(found shims.Found, old map[string]bool) {
 				m.limbo.put(c.ID) // started, and not recorded before the daemon died
 				continue
 			}
-			if !known && !old[c.ID] && m.lives(c) { // its start was not recorded, and who knew of it is gone
+			if !known && !old[c.ID] && m.wasStarted(c) { // its start was not recorded, and who knew of it is gone
 				m.started(c, st)
 				break
 			}

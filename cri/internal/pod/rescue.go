@@ -15,15 +15,14 @@ import (
 // rescueLimit bounds the rescue of one pod.
 const rescueLimit = 5 * time.Second
 
-// rescue gives the pods whose supervisor was killed together with the daemon to another supervisor, and adds them to what
-// was found. A pod of which no container runs has nothing that holds its namespaces: it is lost.
-func (m *Manager) rescue(ctx context.Context, found shims.Found, lost func(id string) bool) {
+// rescue gives containers whose supervisor was killed together with the daemon to another one, their pods too, and adds them
+// to what was found. A pod of which no container runs has nothing that holds its namespaces: it is lost.
+func (m *Manager) rescue(ctx context.Context, found shims.Found, lost func(container string) bool) {
 	for _, p := range m.Pods() {
-		_, held := found.Pods[p.ID]
-		if st := p.State(); held || !st.Ready || st.Creating || !lost(p.ID) {
+		if st := p.State(); !st.Ready || st.Creating {
 			continue
 		}
-		o, err := m.orphan(p, found)
+		o, err := m.orphan(p, found, lost)
 		if err == nil && len(o.Containers) == 0 {
 			continue
 		}
@@ -37,7 +36,7 @@ func (m *Manager) rescue(ctx context.Context, found shims.Found, lost func(id st
 			m.cfg.Log.Error("pod of a supervisor that is gone not rescued: its containers are ended", "pod", p.ID, "error", err)
 			continue
 		}
-		m.cfg.Log.Warn("pod whose supervisor and daemon were killed together is rescued", "pod", p.ID, "containers", len(running))
+		m.cfg.Log.Warn("containers whose supervisor and daemon were killed together are rescued", "pod", p.ID, "containers", len(running))
 		found.Pods[p.ID] = v1.PodState{ID: p.ID, Namespaces: o.Kinds}
 		for _, st := range running {
 			found.Containers[st.ID] = st
@@ -46,7 +45,7 @@ func (m *Manager) rescue(ctx context.Context, found shims.Found, lost func(id st
 }
 
 // orphan is what the records say of a pod and those of its containers that run.
-func (m *Manager) orphan(p *Pod, found shims.Found) (shims.OrphanPod, error) {
+func (m *Manager) orphan(p *Pod, found shims.Found, lost func(container string) bool) (shims.OrphanPod, error) {
 	base, err := m.base(p)
 	if err != nil {
 		return shims.OrphanPod{}, err
@@ -58,7 +57,7 @@ func (m *Manager) orphan(p *Pod, found shims.Found) (shims.OrphanPod, error) {
 	for _, c := range m.Containers() {
 		st := c.State()
 		_, known := found.Containers[c.ID]
-		if c.PodID != p.ID || known || st.CRI() != cri.ContainerState_CONTAINER_RUNNING || st.Pid == 0 {
+		if c.PodID != p.ID || known || !lost(c.ID) || st.CRI() != cri.ContainerState_CONTAINER_RUNNING || st.Pid == 0 {
 			continue
 		}
 		group, err := m.Group(c)

@@ -37,8 +37,9 @@ type OrphanPod struct {
 	Containers []Orphan
 }
 
-// Rescue gives a pod and its containers to a living shim, and returns the containers that it has now. Their input and
-// their terminals ended with those who held the other end. FailedPrecondition: no container runs, or a namespace is not there.
+// Rescue gives a pod and its containers to a living shim, to the one that has the pod already if there is one: it was
+// about to be given the containers too when its daemon died. It returns those that the shim has now. Their input and their
+// terminals ended with those who held the other end. FailedPrecondition: no container runs, or a namespace is not there.
 func (p *Pool) Rescue(ctx context.Context, pod OrphanPod) ([]v1.ContainerState, error) {
 	containers := map[string]*containerEntry{}
 	var via *containerEntry
@@ -53,12 +54,7 @@ func (p *Pool) Rescue(ctx context.Context, pod OrphanPod) ([]v1.ContainerState, 
 	if via == nil {
 		return nil, errs.FailedPrecondition.Errorf("pod %s has no process", pod.ID)
 	}
-	e, err := p.findPod(pod, via)
-	if err == nil {
-		if err = p.entrust(ctx, pod.ID, e, containers); err != nil {
-			e.close()
-		}
-	}
+	err := p.entrust(ctx, pod, via, containers)
 	if err != nil {
 		for _, c := range containers {
 			c.close()
@@ -190,14 +186,30 @@ func outermost(ns *os.File) (*os.File, error) {
 	}
 }
 
-// entrust gives a pod to some shim. What is one of the pool's is given to a shim's successor as well, should it die meanwhile.
-func (p *Pool) entrust(ctx context.Context, id string, e *podEntry, containers map[string]*containerEntry) error {
-	s, err := p.assign(ctx, id, e, containers)
+// entrust gives containers to their pod's shim, or them and the pod to some shim. What is one of the pool's is given to a
+// shim's successor as well, should it die meanwhile.
+func (p *Pool) entrust(ctx context.Context, pod OrphanPod, via *containerEntry, containers map[string]*containerEntry) error {
+	p.mu.Lock()
+	e := p.pods[pod.ID]
+	p.mu.Unlock()
+	held := e != nil
+	if !held {
+		var err error
+		if e, err = p.findPod(pod, via); err != nil {
+			return err
+		}
+	}
+	s, err := p.assign(ctx, pod.ID, e, containers)
 	if err != nil {
+		if !held {
+			e.close()
+		}
 		return err
 	}
 	defer s.life.RUnlock()
-	err = s.adoptPod(ctx, id, e)
+	if !held {
+		err = s.adoptPod(ctx, pod.ID, e)
+	}
 	for _, c := range containers {
 		if err == nil {
 			err = s.adoptContainer(ctx, c)
@@ -208,23 +220,32 @@ func (p *Pool) entrust(ctx context.Context, id string, e *podEntry, containers m
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.pods, id)
+	if !held {
+		e.close()
+		delete(p.pods, pod.ID)
+	}
 	for cid := range containers {
 		delete(p.containers, cid)
 	}
 	return fmt.Errorf("shim %s: %w", s.id, err)
 }
 
-// assign makes a pod one of some shim's, which cannot be replaced until the caller lets go of its life.
+// assign makes a pod one of some shim's, if it is nobody's, and containers that shim's, which cannot be replaced until the
+// caller lets go of its life.
 func (p *Pool) assign(ctx context.Context, id string, e *podEntry, containers map[string]*containerEntry) (*shim, error) {
 	for ctx.Err() == nil {
-		s, err := p.place(ctx)
-		if err != nil {
-			return nil, err
+		s := e.shim
+		if s == nil {
+			var err error
+			if s, err = p.place(ctx); err != nil {
+				return nil, err
+			}
 		}
 		s.life.RLock()
 		p.mu.Lock()
-		s.reserved--
+		if e.shim == nil {
+			s.reserved--
+		}
 		if p.shims[s.id] != s { // it was killed, and had nothing to be replaced for
 			p.mu.Unlock()
 			s.life.RUnlock()
