@@ -144,7 +144,7 @@ bench-net: setup build tools bench-bgp ## berth-netd against flannel, interleave
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 500 times and a shim 200 times under load, at every failpoint and system call, let each call fail, and a model of the CRI; writes out/torture.json
 	@mkdir -p $(OUT)
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 120m -v ./torture
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 150m -v ./torture
 
 .PHONY: torture-images
 torture-images: setup ## 1,000 power cuts while pulling, a symlink racer of 100,000 iterations, every hostile layer and registry
