@@ -173,7 +173,7 @@ mutants: setup tools ## Break Berth in 100 ways, one at a time: each has to fail
 .PHONY: conformance-gpu
 conformance-gpu: setup build tools ## berth-gpu below the kubelet's device manager, a kubelet, and a whole cluster with DRA: 200 restarts, 100 kills, faults
 	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) BERTH_GPU_FULL=1 $(GO) test -trimpath -count=1 -timeout 20m -v . 2>&1 | grep -vE '^[IEW][0-9]{4} '
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -count=1 -p 1 -timeout 10m -v ./gpu ./gpucluster 2>&1 | grep -vE '^[IEW][0-9]{4} '
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_DRIVERS=$(CURDIR)/.cache/drivers $(GO) test -count=1 -p 1 -timeout 10m -v ./gpureal ./gpu ./gpucluster 2>&1 | grep -vE '^[IEW][0-9]{4} '
 
 .PHONY: bench-gpu
 bench-gpu: setup build ## berth-gpu over its sockets on sixteen GPUs; writes out/bench/gpu.json
