@@ -61,11 +61,12 @@ func driver(ctx context.Context, t *testing.T, cache string) (root, version stri
 }
 
 // TestDriverFiles is real.sh with a profile in place of the GPU and the real driver's files, which Debian has: the
-// specification that is made of them serves the real loader, the real nvidia-smi and the real CUDA, as far as the kernel.
+// specification that is made of them serves the real loader, the real nvidia-smi and the real CUDA, as far as the kernel,
+// on Berth and on containerd alike.
 func TestDriverFiles(t *testing.T) {
 	bin, cache := os.Getenv("BERTH_BIN"), os.Getenv("BERTH_DRIVERS")
-	if bin == "" || cache == "" {
-		t.Skip("BERTH_BIN and BERTH_DRIVERS name no directories: use `make conformance-gpu`")
+	if bin == "" || cache == "" || os.Getenv("BERTH_TOOLS") == "" {
+		t.Skip("BERTH_BIN, BERTH_TOOLS and BERTH_DRIVERS name no directories: use `make conformance-gpu`")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -90,10 +91,13 @@ func TestDriverFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	var said bytes.Buffer
-	err = Run(ctx, Config{Bin: bin, Out: out, Archive: archive, Driver: root, Fake: profile, Files: true}, &said)
-	t.Logf("driver %s\n%s", version, said.String())
-	if err != nil {
-		t.Error(err)
+	for name, tools := range map[string]string{"containerd": os.Getenv("BERTH_TOOLS"), "berth-cri": ""} {
+		said.Reset()
+		err = Run(ctx, Config{Bin: bin, Tools: tools, Out: out, Archive: archive, Driver: root, Fake: profile, Files: true}, &said)
+		t.Logf("driver %s, %s\n%s", version, name, said.String())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	spec, err := os.ReadFile(filepath.Join(out, "cdi.json"))
 	if err != nil {

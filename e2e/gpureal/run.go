@@ -16,6 +16,8 @@ import (
 // Config is where everything is.
 type Config struct {
 	Bin, Out, Archive string
+	// Tools has containerd, if that is to be the runtime instead of berth-cri.
+	Tools string
 	// Driver is where the driver's files are, "/" or "/usr/local/nvidia".
 	Driver string
 	// Fake is a profile in place of a GPU.
