@@ -41,6 +41,7 @@ func rules() []rule {
 	return append(networkRules(leaves), []rule{
 		{path: "internal", foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "internal/house"},
+		{path: "internal/stricttoml", own: []string{"internal/nearest"}, foreign: []string{"github.com/pelletier/go-toml"}, ban: []string{http, osExec}},
 		{path: "proto/errs", ban: []string{osExec, http}},
 		{path: "proto/shim/v1", own: leaves, foreign: []string{sys}, ban: []string{osExec, http}},
 		{path: "proto/cniagent/v1", foreign: []string{sys}, ban: []string{osExec, http}},
@@ -89,7 +90,7 @@ func rules() []rule {
 			path: "cri/internal/spec", own: append(leaves, "cri/internal/cgroup"), foreignIsFree: true,
 			ban: []string{osPkg, "net", "time", "math/rand", "io/ioutil", grpc},
 		},
-		{path: "cri/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
+		{path: "cri/internal/config", own: []string{"internal/stricttoml"}, foreignIsFree: true, ban: []string{osExec, http}},
 		{path: "cri/internal/audit", own: leaves, ban: []string{grpc, osExec, http}}, // the vocabulary of `berth-cri check`
 		adapter("cri/internal/cgroup"),
 		{path: "cri/internal/systemd", own: append(slices.Clone(leaves), "cri/internal/cgroup"), foreign: []string{sys, "github.com/godbus/dbus"}, ban: []string{grpc, criAPI, http}},
@@ -107,7 +108,7 @@ func rules() []rule {
 		adapter("cri/internal/image", "cri/internal/audit", "cri/internal/layers", "cri/internal/registry", "cri/internal/unpacker"), // the domain of images
 		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
 		{path: "csi/cmd", own: append(leaves, "proto", "csi/internal"), foreignIsFree: true, ban: []string{osExec}},
-		{path: "csi/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
+		{path: "csi/internal/config", own: []string{"internal/stricttoml"}, foreignIsFree: true, ban: []string{osExec, http}},
 		{
 			path: "csi/internal/driver", own: append(leaves, "csi/internal/volume", "csi/internal/config"), foreignIsFree: true,
 			ban: []string{osPkg, osExec, http, sys},

@@ -5,9 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -16,7 +14,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"github.com/berth-project/berth/internal/nearest"
+	"github.com/berth-project/berth/internal/stricttoml"
 )
 
 // Config is the whole configuration. The zero value is not valid; start from [Default].
@@ -77,33 +75,13 @@ func Example() Config {
 }
 
 // Load reads path over the defaults.
-func Load(path string) (Config, error) {
-	b, err := os.ReadFile(path) //nolint:gosec // the operator's own choice
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration: %w", err)
-	}
-	c, err := Parse(b)
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	return c, nil
-}
+func Load(path string) (Config, error) { return stricttoml.Load(path, Parse) }
 
 // Parse reads TOML over the defaults and validates the result. An unknown key is an error that names the nearest
 // known one.
 func Parse(b []byte) (Config, error) {
 	c := Default()
-	d := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
-		var unknown *toml.StrictMissingError
-		if errors.As(err, &unknown) {
-			return Config{}, unknownKeys(unknown)
-		}
-		var syntax *toml.DecodeError
-		if errors.As(err, &syntax) {
-			row, col := syntax.Position()
-			return Config{}, fmt.Errorf("line %d, column %d: %w", row, col, err)
-		}
+	if err := stricttoml.Decode(b, &c); err != nil {
 		return Config{}, err
 	}
 	for name, p := range c.Pools {
@@ -113,33 +91,6 @@ func Parse(b []byte) (Config, error) {
 		c.Pools[name] = p
 	}
 	return c, c.Validate()
-}
-
-// unknownKeys turns the decoder's list into one error each. A pool's name is the operator's.
-func unknownKeys(missing *toml.StrictMissingError) error {
-	var all []error
-	for _, e := range missing.Errors {
-		key := e.Key()
-		row, _ := e.Position()
-		known, shown := keys(reflect.TypeFor[Config](), ""), strings.Join(key, ".")
-		if len(key) > 2 && key[0] == "pools" {
-			known = keys(reflect.TypeFor[Pool](), "pools."+key[1]+".")
-		}
-		all = append(all, fmt.Errorf("line %d: unknown key %q, nearest is %q", row, shown, nearest.To(shown, known)))
-	}
-	return errors.Join(all...)
-}
-
-func keys(t reflect.Type, prefix string) []string {
-	var all []string
-	for i := range t.NumField() {
-		name := t.Field(i).Tag.Get("toml")
-		all = append(all, prefix+name)
-		if ft := t.Field(i).Type; ft.Kind() == reflect.Struct {
-			all = append(all, keys(ft, prefix+name+".")...)
-		}
-	}
-	return all
 }
 
 // Text is the configuration as a commented TOML file.
