@@ -146,6 +146,12 @@ torture: setup build tools ## Kill the daemon 500 times and a shim 200 times und
 	@mkdir -p $(OUT)
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 120m -v ./torture
 
+.PHONY: soak
+soak: setup build tools ## 5 pods a second for an hour with an upgrade every 10 minutes (BERTH_SOAK=5m: a short one): nothing may grow; writes out/soak.json
+	@mkdir -p $(OUT)/next
+	@for p in cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-netd; do CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION)-next' -o $(OUT)/next/ ./$$p; done
+	cd e2e && BERTH_BIN=$(BIN) BERTH_SOAK_NEXT=$(OUT)/next BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/soak
+
 .PHONY: torture-images
 torture-images: setup ## 1,000 power cuts while pulling, a symlink racer of 100,000 iterations, every hostile layer and registry
 	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 40m -run 'PowerCuts|Racer|Corpus|Rogue|Stranger' -v ./cri/internal/image ./cri/internal/unpacker
