@@ -150,7 +150,7 @@ torture: setup build tools ## Kill the daemon 500 times and a shim 200 times und
 soak: setup build tools ## 5 pods a second for an hour with an upgrade every 10 minutes (BERTH_SOAK=5m: a short one): nothing may grow; writes out/soak.json
 	@mkdir -p $(OUT)/next
 	@for p in cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-netd; do CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION)-next' -o $(OUT)/next/ ./$$p; done
-	cd e2e && BERTH_BIN=$(BIN) BERTH_SOAK_NEXT=$(OUT)/next BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/soak
+	cd e2e && BERTH_BIN=$(BIN) BERTH_SOAK_NEXT=$(OUT)/next BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/soak 2>&1 | grep -vE "^[IEW][0-9]{4} " # client-go tells of every stream that an upgrade cuts
 
 .PHONY: torture-images
 torture-images: setup ## 1,000 power cuts while pulling, a symlink racer of 100,000 iterations, every hostile layer and registry
