@@ -38,7 +38,8 @@ type node struct {
 	begin  time.Time // of the load
 
 	daemon, netd program
-	life         atomic.Int32 // how many daemons there were before this one
+	life         atomic.Int32  // how many daemons there were before this one
+	ranges       atomic.Uint32 // of ids, given so far
 }
 
 // newNode installs the programs, starts them and lets two pods live, so that what a node has once in its life is there.

@@ -38,18 +38,23 @@ func again(ctx context.Context, what string, call func(context.Context) error) e
 // sort is a kind of pod.
 type sort struct {
 	name   string
-	change func(*cri.NamespaceOption)
-	probes int // ExecSync, as a kubelet's probes
+	host   bool // the node's network
+	mapped bool // user namespaces
+	probes int  // ExecSync, as a kubelet's probes
 }
 
 var (
-	plain  = sort{name: "plain", change: func(*cri.NamespaceOption) {}, probes: 1}
-	probed = sort{name: "probed", change: func(*cri.NamespaceOption) {}, probes: 5}
-	host   = sort{name: "host", change: func(o *cri.NamespaceOption) { o.Network = cri.NamespaceMode_NODE }, probes: 1}
-	mapped = sort{name: "mapped", change: func(o *cri.NamespaceOption) {
-		ids := []*cri.IDMapping{{HostId: 655360, ContainerId: 0, Length: 65536}}
-		o.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids}
-	}, probes: 1}
+	plain  = sort{name: "plain", probes: 1}
+	probed = sort{name: "probed", probes: 5}
+	host   = sort{name: "host", host: true, probes: 1}
+	mapped = sort{name: "mapped", mapped: true, probes: 1}
+)
+
+// ranges of 65,536 host ids that pods with user namespaces get in turn, as a kubelet gives each its own: what the kernel
+// allows a user (keys, for one) is each pod's own then.
+const (
+	ranges     = 500
+	firstRange = 2000
 )
 
 // mix is what comes when: of ten pods one on the node's network, two with user namespaces, two with many probes.
@@ -61,25 +66,34 @@ func mix(i int) sort {
 type pod struct {
 	n      *node
 	sort   sort
+	ids    uint32 // the first of its ids on the node
 	config *cri.PodSandboxConfig
 	id     string
 }
 
 func (n *node) pod(name string, s sort) *pod {
-	return &pod{n: n, sort: s, config: &cri.PodSandboxConfig{
+	p := &pod{n: n, sort: s, ids: (firstRange + n.ranges.Add(1)%ranges) << 16}
+	p.config = &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "soak", Uid: name},
 		LogDirectory: filepath.Join(n.lab.PodLogs(), name),
 		Hostname:     name,
 		Linux: &cri.LinuxPodSandboxConfig{
 			CgroupParent:    n.lab.PodParent(name),
-			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: s.namespaces()},
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: p.namespaces()},
 		},
-	}}
+	}
+	return p
 }
 
-func (s sort) namespaces() *cri.NamespaceOption {
+func (p *pod) namespaces() *cri.NamespaceOption {
 	o := &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}
-	s.change(o)
+	if p.sort.host {
+		o.Network = cri.NamespaceMode_NODE
+	}
+	if p.sort.mapped {
+		ids := []*cri.IDMapping{{HostId: p.ids, ContainerId: 0, Length: 1 << 16}}
+		o.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids}
+	}
 	return o
 }
 
@@ -164,7 +178,7 @@ func (p *pod) container(name, script string) *cri.ContainerConfig {
 		Linux: &cri.LinuxContainerConfig{
 			Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 100},
 			SecurityContext: &cri.LinuxContainerSecurityContext{
-				NamespaceOptions: p.sort.namespaces(), NoNewPrivs: true,
+				NamespaceOptions: p.namespaces(), NoNewPrivs: true,
 				Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
 			},
 		},

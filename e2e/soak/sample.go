@@ -24,8 +24,8 @@ type Sample struct {
 	Values map[string]float64 `json:"values"`
 }
 
-// settled is how long after its start a daemon's memory counts: it fills its pools first.
-const settled = 90 * time.Second
+// settled is how long after its start a daemon counts in what is judged within its life: it fills its pools, and pages in its program, first.
+const settled = 4 * time.Minute
 
 // watch takes samples until ctx ends. One that an upgrade disturbs is left out.
 func (n *node) watch(ctx context.Context, say func(string, ...any)) (all []Sample) {
@@ -61,14 +61,13 @@ func (n *node) look() (map[string]float64, error) {
 		kernel(v), rules(v),
 	}
 	v["supervisors"] = float64(len(shims))
-	g, err := goroutines(filepath.Join(n.lab.Run, "debug.sock"))
-	v["daemon_goroutines"] = g
+	all = append(all, inner(v, filepath.Join(n.lab.Run, "debug.sock")))
 	ns, mounts, nerr := spaces(append([]int{daemon, agent}, shims...))
 	v["netns"], v["mounts"] = float64(ns), float64(mounts)
 	v["cgroups"] = float64(groups(n.lab.Own))
 	links, lerr := net.Interfaces()
 	v["links"] = float64(len(links))
-	return v, errors.Join(append(all, err, nerr, lerr)...)
+	return v, errors.Join(append(all, nerr, lerr)...)
 }
 
 // supervisors are the pids of the node's shims; a child between fork and exec has its supervisor's name, and is none.

@@ -137,3 +137,12 @@ func TestPictureShowsEveryMeasure(t *testing.T) {
 		}
 	}
 }
+
+func TestNumber(t *testing.T) {
+	if got := number("a\n# NextGC = 12345\n# NumGC = 3\n", "# NextGC = "); got != 12345 {
+		t.Error(got)
+	}
+	if got := number("# NextGC = x\n", "# NextGC = "); got != 0 {
+		t.Error(got)
+	}
+}

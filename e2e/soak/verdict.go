@@ -28,14 +28,16 @@ func bounds() []bound {
 	return []bound{
 		{"daemon_rss", "KiB/h", 2048, false},
 		{"daemon_pss", "KiB/h", 2048, false},
-		{"daemon_rss", "KiB/h", 6144, true},
+		{"daemon_rss", "KiB/h", 8192, true},
+		{"daemon_heap_goal", "KiB/h", 1024, false},
+		{"daemon_heap_goal", "KiB/h", 1536, true},
 		{"daemon_fds", "1/h", 2, false},
 		{"daemon_fds", "1/h", 6, true},
 		{"daemon_goroutines", "1/h", 2, false},
 		{"daemon_goroutines", "1/h", 6, true},
 		{"daemon_threads", "1/h", 6, false},
 		{"agent_rss", "KiB/h", 2048, false},
-		{"agent_rss", "KiB/h", 6144, true},
+		{"agent_rss", "KiB/h", 8192, true},
 		{"agent_fds", "1/h", 2, false},
 		{"agent_threads", "1/h", 6, false},
 		{"supervisors", "1/h", 2, false},
@@ -146,7 +148,7 @@ func (b bound) blocks(samples []Sample, length time.Duration) [][]trend.Point {
 				all = append(all, nil)
 			}
 		}
-		if s.At < length/3 || b.within && s.At-start < min(settled, length/40) {
+		if s.At < length/3 || b.within && s.At-start < min(settled, length/15) {
 			continue
 		}
 		last := len(all) - 1
