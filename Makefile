@@ -112,6 +112,13 @@ bench-cri: setup build tools ## Berth against containerd + runc and the kernel's
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
 
+.PHONY: bench-executor
+bench-executor: setup build tools ## The executor alone against runc, and against Debian's crun in a virtual machine; writes out/bench/executor.json
+	@./e2e/setup.sh $(VM_PACKAGES) crun
+	@mkdir -p $(OUT)/bench .cache/vm
+	$(BUILD) -o $(BIN)/ ./cri/test/versus
+	cd e2e && BERTH_VM=$(CURDIR)/.cache/vm BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-executor
+
 .PHONY: bench-csi
 bench-csi: setup build tools ## berth-csi against a no-op driver and the upstream sidecars; writes out/bench/csi.json
 	@mkdir -p $(OUT)/bench

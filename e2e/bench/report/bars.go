@@ -65,7 +65,7 @@ func (r *Report) PrintBars(w io.Writer, bars []Bar) int {
 		} else {
 			missed++
 		}
-		fmt.Fprintf(w, "  %s %-34s %10s  (%s %g)\n", sign, b.Name, said, word, b.Limit)
+		fmt.Fprintf(w, "  %s %-34s %10s  (%s %.3g)\n", sign, b.Name, said, word, b.Limit)
 	}
 	return missed
 }
