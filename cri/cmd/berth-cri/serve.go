@@ -107,6 +107,7 @@ func (d *daemon) run(ctx context.Context, l net.Listener, reload *reloader) erro
 	notify("READY=1")
 	<-ctx.Done()
 	notify("STOPPING=1")
+	d.pods.EndEvents()
 	stopped := make(chan struct{})
 	go func() { g.GracefulStop(); close(stopped) }() //nolint:gocritic // waited for
 	select {

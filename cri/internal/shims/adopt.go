@@ -148,7 +148,7 @@ func (p *Pool) replace(ctx context.Context, s *shim) bool {
 		return true
 	}
 	p.mu.Lock()
-	s.profiles = map[string]bool{}
+	s.profiles, s.draining = map[string]bool{}, false // the new process is of today's build
 	p.mu.Unlock()
 	hello, err := p.again(ctx, s)
 	if err != nil {
