@@ -61,13 +61,15 @@ func Run(ctx context.Context, c Config) error {
 	say("1. a node with its agent, a registry and a first pod")
 	n, err := newNode(ctx, c)
 	if err != nil {
-		return errors.Join(err, n.tails())
+		n.lab.KeepLogs(os.Stderr)
+		return err
 	}
 	clean := n.census()
 	say("2. pods that stay, who reads from them, and what a kubelet asks")
 	home, err := n.settle(ctx)
 	if err != nil {
-		return errors.Join(err, n.tails())
+		n.lab.KeepLogs(os.Stderr)
+		return err
 	}
 	say("3. %.0f pods a second for %v, an upgrade every %v, a sample every %v", c.Rate, c.For, c.Upgrade, c.Sample)
 	samples := n.load(ctx, say)
@@ -79,6 +81,9 @@ func Run(ctx context.Context, c Config) error {
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if faults, _ := n.tally.seen(); len(faults) > 0 {
+		n.lab.KeepLogs(os.Stderr)
 	}
 	return n.finish(samples, len(left))
 }
@@ -94,15 +99,6 @@ func (n *node) load(ctx context.Context, say func(string, ...any)) (samples []Sa
 	wg.Go(func() { samples = n.watch(ctx, say) })
 	wg.Wait()
 	return samples
-}
-
-// tails is an error with the end of what the node's programs said.
-func (n *node) tails() error {
-	if n == nil {
-		return nil
-	}
-	n.lab.KeepLogs(os.Stderr)
-	return nil
 }
 
 // wait sleeps, and says whether ctx lives on.
