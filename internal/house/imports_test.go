@@ -124,7 +124,7 @@ func rules() []rule {
 		{path: "csi/internal/mkfs", own: leaves, ban: []string{http}},
 		{path: "csi/internal/pool", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
 		{
-			path: "csi/internal/loop", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/loopdev", "csi/internal/mkfs"),
+			path: "csi/internal/loop", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/loopdev", "csi/internal/mkfs", "csi/internal/blockfs"),
 			foreign: []string{sys}, ban: []string{http, osExec},
 		},
 		{
@@ -133,6 +133,23 @@ func rules() []rule {
 		},
 		{
 			path: "csi/internal/dir", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/tree"),
+			foreign: []string{sys}, ban: []string{http, osExec},
+		},
+		{path: "csi/internal/blockdev", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "csi/internal/devmapper", foreign: []string{sys}, ban: []string{http, osExec}},
+		{path: "csi/internal/volgroup", own: append(leaves, "csi/internal/devmapper"), ban: []string{http}},
+		{
+			path: "csi/internal/blockfs", own: append(leaves, "csi/internal/volume", "csi/internal/mount", "csi/internal/mkfs"),
+			foreign: []string{sys}, ban: []string{http, osExec},
+		},
+		{
+			path: "csi/internal/lvm", own: append(leaves, "csi/internal/volume", "csi/internal/mount", "csi/internal/mkfs", "csi/internal/loopdev", "csi/internal/blockdev",
+				"csi/internal/blockfs", "csi/internal/devmapper", "csi/internal/volgroup"),
+			foreign: []string{sys}, ban: []string{http, osExec},
+		},
+		{
+			path: "csi/internal/static", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/mkfs", "csi/internal/loopdev",
+				"csi/internal/blockdev", "csi/internal/blockfs"),
 			foreign: []string{sys}, ban: []string{http, osExec},
 		},
 		{path: "csi/internal/gone", own: leaves, foreignIsFree: true, ban: []string{osPkg, osExec, grpc, sys, http}},

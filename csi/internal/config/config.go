@@ -45,17 +45,6 @@ type Cluster struct {
 	OrphanAge  string  `toml:"orphan_after" comment:"A volume without a PersistentVolume for so long (Go duration) is reported as an orphan."`
 }
 
-// Pool is one directory, or one file system, that volumes are made in.
-type Pool struct {
-	Backend    string  `toml:"backend" comment:"loop, btrfs or dir."`
-	Path       string  `toml:"path" comment:"A directory; its file system must stay mounted."`
-	Size       string  `toml:"size" comment:"What may be promised in all, like 100Gi; empty: the file system's size less keep_free."`
-	KeepFree   string  `toml:"keep_free" comment:"What is left free of the file system for others."`
-	Overcommit float64 `toml:"overcommit" comment:"How often size may be promised; above 1 volumes are sparse and may meet a full pool."`
-	Ephemeral  bool    `toml:"ephemeral" comment:"Pods may ask for inline volumes here."`
-	Default    bool    `toml:"default" comment:"The pool of a StorageClass that names none."`
-}
-
 // Default is the configuration of an empty file, but for the pools: there is none.
 func Default() Config {
 	return Config{
@@ -85,10 +74,7 @@ func Parse(b []byte) (Config, error) {
 		return Config{}, err
 	}
 	for name, p := range c.Pools {
-		if p.Overcommit == 0 {
-			p.Overcommit = 1
-		}
-		c.Pools[name] = p
+		c.Pools[name] = p.completed()
 	}
 	return c, c.Validate()
 }
@@ -100,8 +86,9 @@ func (c Config) Text() (string, error) {
 }
 
 var (
-	driverName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`) // CSI: domain name notation, at most 63
-	poolName   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+	driverName      = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)  // CSI: domain name notation, at most 63
+	volumeGroupName = regexp.MustCompile(`^[a-zA-Z0-9_.+][a-zA-Z0-9_.+-]{0,126}$`) // lvm(8): VALID NAMES
+	poolName        = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 )
 
 // Validate says everything that is wrong at once.
@@ -161,33 +148,6 @@ func (k Cluster) validate() (all []error) {
 	}
 	if k.QPS <= 0 || k.Burst < 1 || k.Workers < 1 || k.Workers > 1000 {
 		all = append(all, fmt.Errorf("cluster: qps %g, burst %d, workers %d: all must be above 0, workers at most 1000", k.QPS, k.Burst, k.Workers))
-	}
-	return all
-}
-
-// Backends are the backends there are.
-func Backends() []string { return []string{"loop", "btrfs", "dir"} }
-
-func (p Pool) validate(name string) (all []error) {
-	bad := func(key, format string, args ...any) {
-		all = append(all, fmt.Errorf("pools.%s.%s: %s", name, key, fmt.Sprintf(format, args...)))
-	}
-	if !poolName.MatchString(name) {
-		all = append(all, fmt.Errorf("pools: %q is no name of at most 32 small letters, digits and dashes", name))
-	}
-	if !slices.Contains(Backends(), p.Backend) {
-		bad("backend", "%q, want one of %s", p.Backend, strings.Join(Backends(), ", "))
-	}
-	if !filepath.IsAbs(p.Path) || filepath.Clean(p.Path) == "/" {
-		bad("path", "%q is not an absolute path below /", p.Path)
-	}
-	for key, text := range map[string]string{"size": p.Size, "keep_free": p.KeepFree} {
-		if _, err := Bytes(text); err != nil {
-			bad(key, "%v", err)
-		}
-	}
-	if p.Overcommit < 1 || p.Overcommit > 100 {
-		bad("overcommit", "%g, want 1 to 100", p.Overcommit)
 	}
 	return all
 }
