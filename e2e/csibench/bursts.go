@@ -3,7 +3,6 @@ package csibench
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 
 	"github.com/berth-project/berth/e2e/bench/report"
@@ -17,7 +16,8 @@ const (
 
 // bursts compares how fast claims are bound with a driver that does nothing behind the same loops. The classes take
 // turns, another one first in each round, and no burst begins before what the last one left to do is done: its volumes
-// erased, the control plane and both drivers idle.
+// erased, the control plane and both drivers idle. Beside the rate stands what a claim costs in CPU time, of control plane
+// and drivers together: where the CPUs are what limits, as here, it is the rate without what else the machine does.
 func (b *bench) bursts(ctx context.Context, r *report.Report) (err error) {
 	p, err := b.daemon(ctx, true)
 	if err != nil {
@@ -33,26 +33,47 @@ func (b *bench) bursts(ctx context.Context, r *report.Report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, q.Stop()) }()
-	all, classes := map[string]report.Series{}, []string{"noop", "btrfs", "loop"}
+	pids, err := b.processes(p, q)
+	if err != nil {
+		return err
+	}
+	all, cost, classes := map[string]report.Series{}, map[string]report.Series{}, []string{"noop", "btrfs", "loop"}
 	for round := range rounds {
 		for i := range classes {
 			class := classes[(round+i)%len(classes)]
 			if err := b.rest(ctx, p, q); err != nil {
 				return err
 			}
-			rate, err := burst(ctx, b.cluster.Client, b.lab.Node(), class, claims)
+			before, err := cpuTime(pids)
+			if err != nil {
+				return err
+			}
+			after := before
+			rate, err := burst(ctx, b.cluster.Client, b.lab.Node(), class, claims, func() (err error) { after, err = cpuTime(pids); return err })
 			if err != nil {
 				return err
 			}
 			if round > 0 {
-				all[class] = append(all[class], rate)
+				all[class], cost[class] = append(all[class], rate), append(cost[class], (after-before).Seconds()*1000/claims)
 			}
 		}
 	}
-	for _, c := range []struct{ name, class string }{{"volumes_per_s_btrfs_vs_noop", "btrfs"}, {"volumes_per_s_loop_ext4_vs_noop", "loop"}} {
-		r.AddPaired(c.name, "1/s", all[c.class], all["noop"])
-		show(c.name, report.Ratios(all[c.class], all["noop"]))
+	for _, c := range []struct{ name, class string }{{"btrfs", "btrfs"}, {"loop_ext4", "loop"}} {
+		name := "volumes_per_s_" + c.name + "_vs_noop"
+		r.AddPaired(name, "1/s", all[c.class], all["noop"])
+		show(name, report.Ratios(all[c.class], all["noop"]))
+		name = "volumes_per_cpu_s_" + c.name + "_vs_noop"
+		r.AddPaired(name, "1/s", perSecond(cost[c.class]), perSecond(cost["noop"]))
+		show(name, report.Ratios(cost["noop"], cost[c.class]))
 	}
-	fmt.Printf("  claims bound per second: no-op %.1f, btrfs %.1f, loop+ext4 %.1f\n", all["noop"], all["btrfs"], all["loop"])
 	return nil
+}
+
+// perSecond turns milliseconds a claim into claims a second.
+func perSecond(ms report.Series) report.Series {
+	all := make(report.Series, len(ms))
+	for i := range ms {
+		all[i] = 1000 / ms[i]
+	}
+	return all
 }

@@ -1,6 +1,7 @@
 package csibench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/berth-project/berth/e2e/bench/report"
+	"github.com/berth-project/berth/e2e/bench/rig"
 )
 
 // disks compares volumes with the file system that they are made of, without them: a directory of the pool's own file
@@ -74,9 +76,13 @@ func (b *bench) disk(ctx context.Context, r *report.Report, pool, fs string) (er
 }
 
 // turns lets the sides take turns, in an order that goes on by one each time and is turned round every second time, so
-// that none always comes after the same other one.
+// that none always comes after the same other one. It returns those turns that the rest of the machine disturbed least.
 func (j job) turns(ctx context.Context, sides []side) ([]report.Series, error) {
-	all := make([]report.Series, len(sides))
+	type turn struct {
+		waited uint64
+		rates  []float64
+	}
+	var all []turn
 	for pair := range pairs + 1 {
 		order := make([]int, len(sides))
 		for i := range order {
@@ -85,22 +91,38 @@ func (j job) turns(ctx context.Context, sides []side) ([]report.Series, error) {
 		if pair%2 == 1 {
 			slices.Reverse(order)
 		}
+		t := turn{rates: make([]float64, len(sides))}
 		for _, i := range order {
 			for _, s := range sides {
 				if err := settle(s.dir); err != nil {
 					return nil, err
 				}
 			}
-			rate, err := j.run(ctx, sides[i].dir)
+			before, err := rig.Waited()
 			if err != nil {
 				return nil, err
 			}
-			if pair > 0 { // the first is for caches
-				all[i] = append(all[i], rate)
+			if t.rates[i], err = j.run(ctx, sides[i].dir); err != nil {
+				return nil, err
 			}
+			after, err := rig.Waited()
+			if err != nil {
+				return nil, err
+			}
+			t.waited += after - before
+		}
+		if pair > 0 {
+			all = append(all, t)
 		}
 	}
-	return all, nil
+	slices.SortFunc(all, func(a, b turn) int { return cmp.Compare(a.waited, b.waited) })
+	series := make([]report.Series, len(sides))
+	for _, t := range all[:counted] {
+		for i, rate := range t.rates {
+			series[i] = append(series[i], rate)
+		}
+	}
+	return series, nil
 }
 
 // show says how far the pairs lie apart.

@@ -34,8 +34,9 @@ func jobs() []job {
 
 const (
 	fileSize = 256 << 20              // bytes of the file that every job works on
-	pairs    = 9                      // how often the sides take turns
-	slice    = 700 * time.Millisecond // of one side's turn; long enough for a median of nine, short enough that the machine stays the same
+	pairs    = 18                     // how often the sides take turns, after once for caches
+	counted  = 9                      // of them: those during which the least waited for a CPU, whoever it was
+	slice    = 500 * time.Millisecond // of one side's turn: short, so that the machine is the same for both of a pair
 )
 
 func target(dir string) string { return filepath.Join(dir, "fio") }

@@ -24,20 +24,9 @@ const (
 func (b *bench) rest(ctx context.Context, drivers ...*harness.Process) error {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
-	var pids []int
-	for _, name := range harness.ControlPlane() {
-		text, err := os.ReadFile(filepath.Join(b.lab.Logs(), name+".pid"))
-		if err != nil {
-			return err
-		}
-		pid, err := strconv.Atoi(string(text))
-		if err != nil {
-			return fmt.Errorf("%s's pid file: %w", name, err)
-		}
-		pids = append(pids, pid)
-	}
-	for _, p := range drivers {
-		pids = append(pids, p.Pid())
+	pids, err := b.processes(drivers...)
+	if err != nil {
+		return err
 	}
 	for quiet := 0; quiet < 2; {
 		before, err := cpuTime(pids)
@@ -61,6 +50,25 @@ func (b *bench) rest(ctx context.Context, drivers ...*harness.Process) error {
 	return nil
 }
 
+// processes are those of the control plane and the given drivers.
+func (b *bench) processes(drivers ...*harness.Process) (pids []int, err error) {
+	for _, name := range harness.ControlPlane() {
+		text, err := os.ReadFile(filepath.Join(b.lab.Logs(), name+".pid"))
+		if err != nil {
+			return nil, err
+		}
+		pid, err := strconv.Atoi(string(text))
+		if err != nil {
+			return nil, fmt.Errorf("%s's pid file: %w", name, err)
+		}
+		pids = append(pids, pid)
+	}
+	for _, p := range drivers {
+		pids = append(pids, p.Pid())
+	}
+	return pids, nil
+}
+
 // erasing says whether a pool's trash holds anything.
 func (b *bench) erasing() bool {
 	for _, pool := range []string{"btrfs", "loop"} {
@@ -71,16 +79,17 @@ func (b *bench) erasing() bool {
 	return false
 }
 
-// cpuTime is what processes have used, by /proc/PID/stat (proc(5): utime and stime, in ticks of 10 ms).
+// cpuTime is what processes and the children that they have waited for have used, by /proc/PID/stat (proc(5): utime,
+// stime, cutime and cstime, in ticks of 10 ms).
 func cpuTime(pids []int) (sum time.Duration, err error) {
 	for _, pid := range pids {
 		text, rerr := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		_, after, _ := strings.Cut(string(text), ") ")
 		fields := strings.Fields(after)
-		if rerr != nil || len(fields) < 13 {
+		if rerr != nil || len(fields) < 15 {
 			return 0, fmt.Errorf("process %d: %q: %w", pid, text, errors.Join(rerr, os.ErrProcessDone))
 		}
-		for _, f := range fields[11:13] {
+		for _, f := range fields[11:15] {
 			ticks, perr := strconv.ParseInt(f, 10, 64)
 			err = errors.Join(err, perr)
 			sum += time.Duration(ticks) * 10 * time.Millisecond

@@ -36,7 +36,7 @@ func (b *bench) sidecars(ctx context.Context, r *report.Report) error {
 		}
 		pids, stop = append(pids, q.Pid()), append(stop, q.Stop)
 	}
-	theirs, err := burst(ctx, b.cluster.Client, b.lab.Node(), "btrfs", 40)
+	theirs, err := burst(ctx, b.cluster.Client, b.lab.Node(), "btrfs", 40, nothing)
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (b *bench) sidecars(ctx context.Context, r *report.Report) error {
 	if p, err = b.daemon(ctx, true); err != nil {
 		return err
 	}
-	ours, err := burst(ctx, b.cluster.Client, b.lab.Node(), "btrfs", claims)
+	ours, err := burst(ctx, b.cluster.Client, b.lab.Node(), "btrfs", claims, nothing)
 	if err != nil {
 		return err
 	}
@@ -59,3 +59,5 @@ func (b *bench) sidecars(ctx context.Context, r *report.Report) error {
 	r.Add("pss_vs_driver_and_two_sidecars", "MiB", float64(our)/(1<<20), float64(their)/(1<<20))
 	return errors.Join(err, p.Stop())
 }
+
+func nothing() error { return nil }
