@@ -25,6 +25,7 @@ const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 // node is what the tests share.
 var node struct {
 	lab     *harness.Lab
+	second  *harness.Lab // of a second node, which TestMoved alone has
 	cluster *harness.Cluster
 	csi     *harness.Process
 	conf    string
@@ -38,13 +39,14 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	lab.Pods = "10.92.0.0/16"
+	node.second = harness.NewLab("othernode", lab.Bin, lab.Tool)
 	os.Exit(harness.Isolate(lab, func() int { return inLab(m, lab) }))
 }
 
 func inLab(m *testing.M, lab *harness.Lab) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	if err := errors.Join(unmountPools(lab), harness.Stop(ctx, lab)); err != nil { // what an interrupted run left
+	if err := errors.Join(endSecond(ctx), unmountPools(lab), harness.Stop(ctx, lab)); err != nil { // what an interrupted run left
 		fmt.Fprintln(os.Stderr, "leftovers:", err)
 		return 1
 	}
@@ -59,7 +61,7 @@ func inLab(m *testing.M, lab *harness.Lab) int {
 	}
 	end, cancelEnd := context.WithTimeout(context.Background(), time.Minute)
 	defer cancelEnd()
-	if err := errors.Join(unmountPools(lab), harness.Stop(end, lab)); err != nil {
+	if err := errors.Join(endSecond(end), unmountPools(lab), harness.Stop(end, lab)); err != nil {
 		fmt.Fprintln(os.Stderr, "stop:", err)
 		code = 1
 	}
@@ -75,7 +77,7 @@ func start(ctx context.Context, lab *harness.Lab) error {
 		return err
 	}
 	var err error
-	if node.cluster, err = lab.StartCluster(ctx, lab.Node()); err != nil {
+	if node.cluster, err = lab.StartCluster(ctx, lab.Node(), node.second.Node()); err != nil {
 		return err
 	}
 	if err := deploy(ctx); err != nil {
@@ -98,25 +100,31 @@ func start(ctx context.Context, lab *harness.Lab) error {
 	return startDriver(ctx, lab)
 }
 
-// pools are file systems in loop files: one btrfs, one xfs.
-func pools() map[string]string { return map[string]string{"btrfs": "5Gi", "xfs": "6Gi"} }
+// pools are file systems in loop files.
+func pools() []string { return []string{"btrfs", "xfs"} }
 
 func makePools(lab *harness.Lab) error {
-	for fs, size := range pools() {
-		dir := filepath.Join(lab.Dir, "pool-"+fs)
-		image := dir + ".img"
-		bytes := map[string]int64{"5Gi": 5 << 30, "6Gi": 6 << 30}[size]
-		f, err := os.Create(image)
-		if err != nil {
+	for fs, size := range map[string]int64{"btrfs": 5 << 30, "xfs": 6 << 30} {
+		if err := makePool(lab, fs, size); err != nil {
 			return err
 		}
-		if err := errors.Join(f.Truncate(bytes), f.Close(), os.MkdirAll(dir, 0o700)); err != nil {
-			return err
-		}
-		for _, args := range [][]string{{"mkfs." + fs, "-q", image}, {"mount", "-o", "loop", image, dir}} {
-			if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-				return fmt.Errorf("%v: %w: %s", args, err, out)
-			}
+	}
+	return nil
+}
+
+func makePool(lab *harness.Lab, fs string, size int64) error {
+	dir := filepath.Join(lab.Dir, "pool-"+fs)
+	image := dir + ".img"
+	f, err := os.Create(image)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(size), f.Close(), os.MkdirAll(dir, 0o700)); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"mkfs." + fs, "-q", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%v: %w: %s", args, err, out)
 		}
 	}
 	return nil
@@ -128,7 +136,7 @@ func unmountPools(lab *harness.Lab) error {
 	for _, name := range append([]string{"berth-csi", "berth-csi-gone", "snapshot-controller"}, sidecars()...) {
 		all = append(all, harness.StopByPidFile(filepath.Join(lab.Logs(), name+".pid")))
 	}
-	for fs := range pools() {
+	for _, fs := range pools() {
 		dir := filepath.Join(lab.Dir, "pool-"+fs)
 		if err := exec.Command("mountpoint", "-q", dir).Run(); err != nil {
 			continue
@@ -188,36 +196,49 @@ path = %q
 keep_free = "64Mi"
 `
 
-func socket() string { return node.lab.KubeletDir() + "/plugins/csi.berth.dev/csi.sock" }
+func socket() string { return socketOf(node.lab) }
 
-// startDriver runs berth-csi as its service account.
-func startDriver(ctx context.Context, lab *harness.Lab) error {
+func socketOf(lab *harness.Lab) string { return lab.KubeletDir() + "/plugins/csi.berth.dev/csi.sock" }
+
+// startDriver runs berth-csi and returns when node and capacity say so.
+func startDriver(ctx context.Context, lab *harness.Lab) (err error) {
+	if node.conf, err = configure(ctx, lab); err != nil {
+		return err
+	}
+	node.csi, err = runDriver(ctx, lab, node.conf)
+	return err
+}
+
+// configure writes a node's configuration of berth-csi, which has the rights of its service account.
+func configure(ctx context.Context, lab *harness.Lab) (conf string, err error) {
 	hour := int64(3600 * 4)
 	token, err := node.cluster.Client.CoreV1().ServiceAccounts("kube-system").CreateToken(ctx, "berth-csi",
 		&authv1.TokenRequest{Spec: authv1.TokenRequestSpec{ExpirationSeconds: &hour}}, metav1.CreateOptions{})
 	if err != nil {
-		return err
+		return "", err
 	}
 	kubeconfig, err := node.cluster.Kubeconfig("berth-csi", token.Status.Token)
 	if err != nil {
-		return err
+		return "", err
 	}
 	kubelet := lab.KubeletDir()
-	text := fmt.Sprintf(csiConfig, lab.Dir+"/csi", lab.Run+"/csi", lab.Node(), socket(), kubelet+"/plugins_registry",
+	text := fmt.Sprintf(csiConfig, lab.Dir+"/csi", lab.Run+"/csi", lab.Node(), socketOf(lab), kubelet+"/plugins_registry",
 		kubelet, lab.Run+"/csi-debug.sock", kubeconfig, lab.Dir+"/pool-btrfs/p", lab.Dir+"/pool-xfs/p")
-	node.conf = lab.Run + "/csi.toml"
-	if err := errors.Join(os.MkdirAll(kubelet+"/plugins/csi.berth.dev", 0o750), os.WriteFile(node.conf, []byte(text), 0o600)); err != nil {
-		return err
+	conf = lab.Run + "/csi.toml"
+	return conf, errors.Join(os.MkdirAll(kubelet+"/plugins/csi.berth.dev", 0o750), os.WriteFile(conf, []byte(text), 0o600))
+}
+
+func runDriver(ctx context.Context, lab *harness.Lab, conf string) (*harness.Process, error) {
+	p, err := harness.Start(lab.Logs(), "berth-csi", nil, filepath.Join(lab.Bin, "berth-csi"), "--config", conf)
+	if err != nil {
+		return nil, err
 	}
-	if node.csi, err = harness.Start(lab.Logs(), "berth-csi", nil, filepath.Join(lab.Bin, "berth-csi"), "--config", node.conf); err != nil {
-		return err
-	}
-	return harness.Until(ctx, 50*time.Millisecond, node.csi, func() error {
+	return p, harness.Until(ctx, 50*time.Millisecond, p, func() error {
 		n, err := node.cluster.Client.StorageV1().CSINodes().Get(ctx, lab.Node(), metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
-		caps, err := node.cluster.Client.StorageV1().CSIStorageCapacities("kube-system").List(ctx, metav1.ListOptions{})
+		caps, err := node.cluster.Client.StorageV1().CSIStorageCapacities("kube-system").List(ctx, metav1.ListOptions{LabelSelector: "berth.dev/node=" + lab.Node()})
 		if err != nil || len(n.Spec.Drivers) != 1 || len(caps.Items) != 3 {
 			return fmt.Errorf("%d drivers on the node, %d capacities, %w", len(n.Spec.Drivers), len(caps.Items), err)
 		}

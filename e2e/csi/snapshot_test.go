@@ -30,16 +30,20 @@ func (x *test) snapshot(name, claim string) {
 	})
 }
 
-// unsnapshot deletes a VolumeSnapshot and waits until its content is gone too.
-func (x *test) unsnapshot(name string) {
+// unsnapshots deletes all VolumeSnapshots that there are and waits until their contents are gone too.
+func (x *test) unsnapshots(names ...string) {
 	x.Helper()
 	c, err := untyped()
 	x.ok(err)
-	x.ok(c.Resource(snapshotAPI("volumesnapshots")).Namespace(x.ns).Delete(x.ctx, name, metav1.DeleteOptions{}))
-	x.await("snapshot "+name+" to be gone", func() error {
-		_, err := c.Resource(snapshotAPI("volumesnapshots")).Namespace(x.ns).Get(x.ctx, name, metav1.GetOptions{})
-		if !apierrors.IsNotFound(err) {
-			return fmt.Errorf("it is there: %w", err)
+	api := c.Resource(snapshotAPI("volumesnapshots")).Namespace(x.ns)
+	for _, name := range names {
+		x.ok(api.Delete(x.ctx, name, metav1.DeleteOptions{}))
+	}
+	x.await("snapshots to be gone", func() error {
+		for _, name := range names {
+			if _, err := api.Get(x.ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+				return fmt.Errorf("%s is there: %w", name, err)
+			}
 		}
 		list, err := c.Resource(snapshotAPI("volumesnapshotcontents")).List(x.ctx, metav1.ListOptions{})
 		if err != nil || len(list.Items) > 0 {

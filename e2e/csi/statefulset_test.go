@@ -167,7 +167,7 @@ func (x *test) life(class string) {
 	x.ok(err)
 	x.copy("restored", class, &corev1.TypedLocalObjectReference{APIGroup: new("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "before"}, want)
 	x.gone("restored")
-	x.unsnapshot("before")
+	x.unsnapshots("before")
 	x.copy("copy", class, &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "data-db-0"}, x.sum("db-0"))
 	x.clean()
 }

@@ -2,6 +2,7 @@ package csibench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -48,8 +49,8 @@ func prepare(ctx context.Context, c kubernetes.Interface, node string) error {
 }
 
 // burst makes n claims that the scheduler would have placed on the node, 16 at a time, and returns how many were bound
-// per second, from the first request to the last claim. Afterwards all are deleted.
-func burst(ctx context.Context, c kubernetes.Interface, node, class string, n int) (float64, error) {
+// per second, from the first request to the last claim. Then it calls bound, and deletes all.
+func burst(ctx context.Context, c kubernetes.Interface, node, class string, n int, bound func() error) (float64, error) {
 	api := c.CoreV1().PersistentVolumeClaims("default")
 	start := time.Now()
 	var wg sync.WaitGroup
@@ -82,19 +83,19 @@ func burst(ctx context.Context, c kubernetes.Interface, node, class string, n in
 		if err != nil {
 			return err
 		}
-		bound := 0
+		done := 0
 		for i := range list.Items {
 			if list.Items[i].Status.Phase == corev1.ClaimBound {
-				bound++
+				done++
 			}
 		}
-		if bound < n {
-			return fmt.Errorf("%d of %d claims of class %s are bound", bound, n, class)
+		if done < n {
+			return fmt.Errorf("%d of %d claims of class %s are bound", done, n, class)
 		}
 		return nil
 	})
 	rate := float64(n) / time.Since(start).Seconds()
-	if err != nil {
+	if err = errors.Join(err, bound()); err != nil {
 		return 0, err
 	}
 	if err := api.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {

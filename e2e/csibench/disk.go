@@ -1,125 +1,193 @@
 package csibench
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"time"
+	"slices"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/berth-project/berth/e2e/bench/report"
+	"github.com/berth-project/berth/e2e/bench/rig"
 )
 
-func dial(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-}
-
-func request(name, pool, fs string, size int64) *csi.CreateVolumeRequest {
-	return &csi.CreateVolumeRequest{
-		Name: name, Parameters: map[string]string{"pool": pool}, CapacityRange: &csi.CapacityRange{RequiredBytes: size},
-		VolumeCapabilities: []*csi.VolumeCapability{{
-			AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fs}},
-			AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER},
-		}},
-	}
-}
-
-// creates is the time of CreateVolume calls, one after the other, in ms.
-func creates(ctx context.Context, socket, pool, fs string) (s report.Series, err error) {
-	conn, err := dial(socket)
+// disks compares volumes with the file system that they are made of, without them: a directory of the pool's own file
+// system. A volume in a file has a second yardstick, the kernel's floor: the same ext4 on a bare loop device whose file
+// is in the same directory, attached by losetup with direct I/O and blocks of 4 KiB.
+func (b *bench) disks(ctx context.Context, r *report.Report) error {
+	p, err := b.daemon(ctx, false)
 	if err != nil {
-		return s, err
+		return err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is in flight
-	c := csi.NewControllerClient(conn)
-	for i := range 60 {
-		start := time.Now()
-		v, err := c.CreateVolume(ctx, request(fmt.Sprintf("t%d", i), pool, fs, 1<<30))
-		took := time.Since(start)
-		if err != nil {
-			return s, err
-		}
-		if i >= 10 { // warm
-			s = append(s, float64(took.Microseconds())/1000)
-		}
-		if _, err := c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: v.GetVolume().GetVolumeId()}); err != nil {
-			return s, err
-		}
+	err = b.disk(ctx, r, "btrfs", "")
+	if err == nil {
+		err = b.disk(ctx, r, "loop", "ext4")
 	}
-	return s, nil
+	return errors.Join(err, p.Stop())
 }
 
-// disk compares a volume with the file system that its pool is on, by fio, interleaved.
+// side is a directory that fio works in. The first of a list is the volume.
+type side struct{ name, dir string }
+
 func (b *bench) disk(ctx context.Context, r *report.Report, pool, fs string) (err error) {
+	staging, end, err := b.stage(ctx, pool, fs)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	plain := filepath.Join(b.mount(pool), "plain")
+	if err := os.Mkdir(plain, 0o700); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(plain)) }()
+	sides := []side{{"fio_%s_" + pool, staging}, {"", plain}}
+	if pool == "loop" {
+		bare, unmount, err := b.bareLoop(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, unmount()) }()
+		sides = append(sides, side{"", bare})
+	}
+	for _, s := range sides {
+		if err := fill(s.dir); err != nil {
+			return err
+		}
+	}
+	for _, j := range jobs() {
+		all, err := j.turns(ctx, sides)
+		if err != nil {
+			return err
+		}
+		name := "fio_" + j.name + "_" + pool
+		r.AddPaired(name, "MiB/s", all[0], all[1])
+		show(name, report.Ratios(all[0], all[1]))
+		if len(sides) > 2 {
+			r.AddPaired(name+"_vs_loop_device", "MiB/s", all[0], all[2])
+			show(name+"_vs_loop_device", report.Ratios(all[0], all[2]))
+		}
+	}
+	return nil
+}
+
+// turns lets the sides take turns, in an order that goes on by one each time and is turned round every second time, so
+// that none always comes after the same other one. It returns those turns that the rest of the machine disturbed least.
+func (j job) turns(ctx context.Context, sides []side) ([]report.Series, error) {
+	type turn struct {
+		waited uint64
+		rates  []float64
+	}
+	var all []turn
+	for pair := range pairs + 1 {
+		order := make([]int, len(sides))
+		for i := range order {
+			order[i] = (i + pair/2) % len(sides)
+		}
+		if pair%2 == 1 {
+			slices.Reverse(order)
+		}
+		t := turn{rates: make([]float64, len(sides))}
+		for _, i := range order {
+			for _, s := range sides {
+				if err := settle(s.dir); err != nil {
+					return nil, err
+				}
+			}
+			before, err := rig.Waited()
+			if err != nil {
+				return nil, err
+			}
+			if t.rates[i], err = j.run(ctx, sides[i].dir); err != nil {
+				return nil, err
+			}
+			after, err := rig.Waited()
+			if err != nil {
+				return nil, err
+			}
+			t.waited += after - before
+		}
+		if pair > 0 {
+			all = append(all, t)
+		}
+	}
+	slices.SortFunc(all, func(a, b turn) int { return cmp.Compare(a.waited, b.waited) })
+	series := make([]report.Series, len(sides))
+	for _, t := range all[:counted] {
+		for i, rate := range t.rates {
+			series[i] = append(series[i], rate)
+		}
+	}
+	return series, nil
+}
+
+// show says how far the pairs lie apart.
+func show(name string, ratios report.Series) {
+	fmt.Printf("  %-44s ratios %.2f  (quartiles %.2f to %.2f of %d pairs)\n", name, ratios.P50(), ratios.Quantile(0.25), ratios.Quantile(0.75), len(ratios))
+}
+
+// stage makes a volume of 1 GiB and returns where it is staged.
+func (b *bench) stage(ctx context.Context, pool, fs string) (staging string, end func() error, err error) {
 	conn, err := dial(b.socket())
 	if err != nil {
-		return err
+		return "", nil, err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is in flight
-	v, err := csi.NewControllerClient(conn).CreateVolume(ctx, request("fio-"+pool, pool, fs, 1<<30))
+	c, n := csi.NewControllerClient(conn), csi.NewNodeClient(conn)
+	v, err := c.CreateVolume(ctx, request("fio-"+pool, pool, fs, 1<<30))
 	if err != nil {
-		return err
+		return "", nil, errors.Join(err, conn.Close())
 	}
-	id, staging, plain := v.GetVolume().GetVolumeId(), filepath.Join(b.kubelet(), "fio-"+pool), filepath.Join(b.mount(pool), "plain")
-	if err := errors.Join(os.Mkdir(staging, 0o700), os.Mkdir(plain, 0o700)); err != nil {
-		return err
+	id := v.GetVolume().GetVolumeId()
+	staging = filepath.Join(b.kubelet(), "fio-"+pool)
+	if err := os.Mkdir(staging, 0o700); err != nil {
+		return "", nil, errors.Join(err, conn.Close())
 	}
-	n := csi.NewNodeClient(conn)
-	if _, err := n.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: staging, VolumeCapability: request("", pool, fs, 0).GetVolumeCapabilities()[0]}); err != nil {
-		return err
+	end = func() error {
+		_, uerr := n.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: staging})
+		_, derr := c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id})
+		return errors.Join(uerr, derr, conn.Close(), os.Remove(staging))
 	}
-	for _, job := range []string{"write", "read", "randwrite", "randread", "randread1"} {
-		var on, off report.Series
-		for round := range 4 { // the order changes, so that neither side always comes after the other
-			first, second := &on, &off
-			dirs := []string{staging, plain}
-			if round%2 == 1 {
-				first, second, dirs = second, first, []string{plain, staging}
-			}
-			a, aerr := fio(ctx, job, dirs[0])
-			b, berr := fio(ctx, job, dirs[1])
-			if err := errors.Join(aerr, berr); err != nil {
-				return err
-			}
-			*first, *second = append(*first, a), append(*second, b)
-		}
-		r.Add(fmt.Sprintf("fio_%s_%s", job, pool), "MiB/s", on.P50(), off.P50())
+	_, err = n.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: staging, VolumeCapability: request("", pool, fs, 0).GetVolumeCapabilities()[0]})
+	if err != nil {
+		return "", nil, errors.Join(err, end())
 	}
-	_, err = n.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: staging})
-	_, derr := csi.NewControllerClient(conn).DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id})
-	return errors.Join(err, derr, os.RemoveAll(plain), os.Remove(staging))
+	return staging, end, nil
 }
 
-// fio runs one job for two seconds by direct I/O on a file that is written in full first, and returns MiB/s. Large blocks
-// are 1 MiB, four at a time; small ones 4 KiB, 32 at a time, or one after the other where the job's name ends in 1, which
-// shows the time that a single request takes.
-func fio(ctx context.Context, job, dir string) (float64, error) {
-	size, depth := "1M", "4"
-	if strings.HasPrefix(job, "rand") {
-		size, depth = "4k", "32"
+// bareLoop mounts an ext4 on a loop device as an administrator would by hand, if he knew all that makes it fast.
+func (b *bench) bareLoop(ctx context.Context) (dir string, unmount func() error, err error) {
+	image, dir := filepath.Join(b.mount("loop"), "bare.img"), filepath.Join(b.lab.Dir, "bare")
+	command := func(name string, args ...string) (string, error) {
+		out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%s %v: %w: %s", name, args, err, out)
+		}
+		return string(out), err
 	}
-	if strings.HasSuffix(job, "1") {
-		depth = "1"
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", nil, err
 	}
-	cmd := exec.CommandContext(ctx, "fio", "--name=x", "--filename="+dir+"/fio", "--size=256M", "--rw="+strings.TrimSuffix(job, "1"), "--bs="+size,
-		"--direct=1", "--ioengine=libaio", "--iodepth="+depth, "--overwrite=1", "--runtime=2", "--time_based", "--output-format=json")
-	out, err := cmd.Output()
+	for _, args := range [][]string{{"fallocate", "-l", "1G", image}, {"mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,assume_storage_prezeroed=1", image}} {
+		if _, err := command(args[0], args[1:]...); err != nil {
+			return "", nil, err
+		}
+	}
+	dev, err := command("losetup", "-f", "--show", "--direct-io=on", "--sector-size=4096", image)
 	if err != nil {
-		return 0, fmt.Errorf("fio: %w: %s", err, out)
+		return "", nil, err
 	}
-	var res struct {
-		Jobs []struct{ Read, Write struct{ Bw float64 } }
+	dev = dev[:len(dev)-1]
+	if _, err := command("mount", "-t", "ext4", dev, dir); err != nil {
+		_, derr := command("losetup", "-d", dev)
+		return "", nil, errors.Join(err, derr)
 	}
-	if err := json.Unmarshal(out, &res); err != nil || len(res.Jobs) != 1 {
-		return 0, fmt.Errorf("fio's output: %w", errors.Join(err, errors.ErrUnsupported))
-	}
-	return (res.Jobs[0].Read.Bw + res.Jobs[0].Write.Bw) / 1024, nil
+	_, err = command("losetup", "-d", dev) // ends with the mount
+	return dir, func() error {
+		_, err := command("umount", dir)
+		return errors.Join(err, os.Remove(image), os.Remove(dir))
+	}, err
 }

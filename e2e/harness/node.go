@@ -43,7 +43,12 @@ func (l *Lab) KubeletDir() string { return filepath.Join(l.Dir, "kubelet") }
 // StartNode runs a kubelet that joins the cluster under the lab's node name, on a CRI socket, and returns when the node
 // is ready. port must be free on loopback.
 func (c *Cluster) StartNode(ctx context.Context, socket string, port int) (*Process, error) {
-	l := c.Lab
+	return c.Join(ctx, c.Lab, socket, port)
+}
+
+// Join is StartNode for another lab, whose node name the cluster was started with: a second kubelet on the same kernel,
+// with directories, a runtime and cgroups of its own.
+func (c *Cluster) Join(ctx context.Context, l *Lab, socket string, port int) (*Process, error) {
 	if err := errors.Join(os.MkdirAll(l.KubeletDir(), 0o755), MakeCgroup(l.Cgroup())); err != nil {
 		return nil, err
 	}

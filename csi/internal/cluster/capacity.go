@@ -49,6 +49,7 @@ func (l *Loops) capacityLoop(ctx context.Context) {
 		case <-tick.C:
 			l.orphans(ctx)
 		case <-l.changed:
+		case <-l.room.again(time.Now()):
 		}
 		if !l.gather(ctx) {
 			return
@@ -79,6 +80,8 @@ func (l *Loops) managed() map[string]string {
 
 // publish makes one CSIStorageCapacity per class, owned by the Node, and removes those of classes that are gone.
 func (l *Loops) publish(ctx context.Context) error {
+	l.offering.Lock()
+	defer l.offering.Unlock()
 	classes, err := l.objects.Storage().V1().StorageClasses().Lister().List(labels.Everything())
 	if err != nil {
 		return err
@@ -126,10 +129,11 @@ func (l *Loops) publishClass(ctx context.Context, c *storagev1.StorageClass, hav
 		return err
 	}
 	free := resource.NewQuantity(resp.GetAvailableCapacity(), resource.BinarySI)
-	most := resource.NewQuantity(resp.GetMaximumVolumeSize().GetValue(), resource.BinarySI)
+	offer := l.room.offer(c.Name, resp.GetAvailableCapacity(), resp.GetMaximumVolumeSize().GetValue(), time.Now())
+	most := resource.NewQuantity(offer, resource.BinarySI)
 	api := l.client.StorageV1().CSIStorageCapacities(l.conf.Namespace)
 	if have != nil {
-		if have.Capacity.Cmp(*free) == 0 {
+		if have.Capacity.Cmp(*free) == 0 && have.MaximumVolumeSize != nil && have.MaximumVolumeSize.Cmp(*most) == 0 {
 			return nil
 		}
 		have = have.DeepCopy()

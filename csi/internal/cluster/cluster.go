@@ -66,6 +66,8 @@ type Loops struct {
 	resizes  workqueue.TypedRateLimitingInterface[string]
 	modifies workqueue.TypedRateLimitingInterface[string]
 	changed  chan struct{}
+	room     *room
+	offering sync.Mutex           // of publish
 	missing  map[string]time.Time // since when a volume has had no PersistentVolume
 }
 
@@ -93,7 +95,7 @@ func New(conf Config, d Driver) (*Loops, error) {
 	}
 	return &Loops{
 		conf: conf, driver: d, client: client, dynamic: untyped, objects: informers.NewSharedInformerFactory(client, 0),
-		changed: make(chan struct{}, 1), missing: map[string]time.Time{},
+		changed: make(chan struct{}, 1), room: newRoom(), missing: map[string]time.Time{},
 		resizes: workqueue.NewTypedRateLimitingQueue(backoff()), modifies: workqueue.NewTypedRateLimitingQueue(backoff()),
 	}, nil
 }

@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
@@ -48,7 +50,7 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 	if err != nil {
 		return nil, controller.ProvisioningFinished, err
 	}
-	resp, err := p.driver.CreateVolume(ctx, req)
+	resp, err := p.create(ctx, o, req)
 	if err != nil {
 		return nil, state(err), fmt.Errorf("%s: %w", errs.Of(err), err)
 	}
@@ -67,6 +69,21 @@ func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptio
 		},
 	}
 	return pv, controller.ProvisioningFinished, nil
+}
+
+// create makes the volume, unless the claims of its pod do not fit together; then the scheduler knows of it before the
+// claim is given back to it.
+func (p *provisioner) create(ctx context.Context, o controller.ProvisionOptions, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	l := (*Loops)(p)
+	if err := l.together(ctx, o.PVC, o.StorageClass); err != nil {
+		if errs.Of(err) == errs.ResourceExhausted {
+			err = errors.Join(err, l.publish(ctx))
+		}
+		return nil, err
+	}
+	resp, err := p.driver.CreateVolume(ctx, req)
+	l.room.done(o.PVC.UID, err == nil, time.Now())
+	return resp, err
 }
 
 func (p *provisioner) affinity() *corev1.VolumeNodeAffinity {

@@ -55,6 +55,16 @@ func TestRowsAreBerthByPeer(t *testing.T) {
 	}
 }
 
+func TestPairedRatioIsOfPairs(t *testing.T) {
+	var r Report
+	r.AddPaired("slow for a while", "MiB/s", Series{100, 10, 90}, Series{100, 10, 100}) // the medians' ratio would be 0.9
+	r.AddPaired("unequal", "MiB/s", Series{1, 2}, Series{1})
+	r.AddPaired("stopped", "MiB/s", Series{1}, Series{0})
+	if len(r.Rows) != 1 || r.Rows[0] != (Row{Name: "slow for a while", Unit: "MiB/s", Berth: 90, Peer: 100, Ratio: 1}) {
+		t.Fatalf("rows: %+v", r.Rows)
+	}
+}
+
 func TestBars(t *testing.T) {
 	r := Report{Rows: []Row{{Name: "low", Ratio: 0.1}, {Name: "high", Ratio: 7.9}}}
 	var out strings.Builder

@@ -35,6 +35,16 @@ func (r *Report) AddQuantiles(name, unit string, berth, peer Series) {
 	r.Add(name+"_p95", unit, berth.P95(), peer.P95())
 }
 
+// AddPaired appends the medians of samples that were taken in pairs, and as the ratio the median of the pairs' ratios:
+// what slows the machine for a while slows both of a pair.
+func (r *Report) AddPaired(name, unit string, berth, peer Series) {
+	ratio := Ratios(berth, peer).P50()
+	if bad(ratio) {
+		return
+	}
+	r.Rows = append(r.Rows, Row{Name: name, Unit: unit, Berth: round(berth.P50()), Peer: round(peer.P50()), Ratio: round(ratio)})
+}
+
 // Find is the row of that name.
 func (r *Report) Find(name string) (Row, bool) {
 	for _, row := range r.Rows {

@@ -28,3 +28,15 @@ func (s Series) P50() float64 { return s.Quantile(0.5) }
 
 // P95 is the 0.95-quantile.
 func (s Series) P95() float64 { return s.Quantile(0.95) }
+
+// Ratios are those of the samples of two sides that belong together; of unequal many there are none.
+func Ratios(a, b Series) Series {
+	if len(a) != len(b) {
+		return nil
+	}
+	all := make(Series, len(a))
+	for i := range a {
+		all[i] = a[i] / b[i]
+	}
+	return all
+}

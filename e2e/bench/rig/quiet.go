@@ -36,3 +36,19 @@ func someAvg10(psi string) float64 {
 	}
 	return v
 }
+
+// Waited is for how long, since the machine was started, at least one task waited for a CPU, in microseconds
+// (Documentation/accounting/psi.rst). What else a benchmark's turn was disturbed by shows in its difference.
+func Waited() (uint64, error) {
+	b, err := os.ReadFile("/proc/pressure/cpu")
+	if err != nil {
+		return 0, err
+	}
+	return someTotal(string(b))
+}
+
+func someTotal(psi string) (uint64, error) {
+	line, _, _ := strings.Cut(psi, "\n")
+	_, number, _ := strings.Cut(line, "total=")
+	return strconv.ParseUint(number, 10, 64)
+}

@@ -20,7 +20,14 @@ func TestPSS(t *testing.T) {
 }
 
 func TestPressure(t *testing.T) {
-	if got := someAvg10("some avg10=12.50 avg60=1.00 avg300=0.00 total=9\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"); got != 12.5 {
+	const psi = "some avg10=12.50 avg60=1.00 avg300=0.00 total=9\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+	if got := someAvg10(psi); got != 12.5 {
 		t.Fatal(got)
+	}
+	if got, err := someTotal(psi); got != 9 || err != nil {
+		t.Fatal(got, err)
+	}
+	if got, err := someTotal(""); err == nil {
+		t.Fatalf("no pressure is %d", got)
 	}
 }

@@ -18,7 +18,7 @@ func main() {
 		os.Exit(1)
 	}
 	os.Exit(harness.Isolate(lab, func() int {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 		defer cancel()
 		if err := csibench.Run(ctx, lab, os.Getenv("BERTH_OUT"), os.Args[1:]...); err != nil {
 			fmt.Fprintln(os.Stderr, "csibench:", err)
