@@ -38,7 +38,7 @@ func rules() []rule {
 			ban: []string{grpc, criAPI, osExec},
 		}
 	}
-	return append(networkRules(leaves), []rule{
+	return slices.Concat(networkRules(leaves), storageRules(leaves), []rule{
 		{path: "internal", foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "internal/house"},
 		{path: "proto/errs", ban: []string{osExec, http}},
@@ -105,57 +105,9 @@ func rules() []rule {
 		adapter("cri/internal/unpacker", "cri/internal/layers"),
 		{path: "cri/internal/unpacker/unpackertest", ban: []string{http, grpc}},
 		adapter("cri/internal/image", "cri/internal/audit", "cri/internal/layers", "cri/internal/registry", "cri/internal/unpacker"), // the domain of images
-		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
-		{path: "csi/cmd", own: append(leaves, "proto", "csi/internal"), foreignIsFree: true, ban: []string{osExec}},
-		{path: "csi/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
-		{
-			path: "csi/internal/driver", own: append(leaves, "csi/internal/volume", "csi/internal/config"), foreignIsFree: true,
-			ban: []string{osPkg, osExec, http, sys},
-		},
-		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
-		{path: "csi/internal/cluster", own: leaves, foreignIsFree: true, ban: []string{osPkg, osExec, grpc, sys}},
-		{path: "csi/internal/registration", own: []string{"proto/rpc"}, foreignIsFree: true, ban: []string{osExec, http}},
-		{path: "csi/internal/volume", own: append(leaves, "csi/internal/mount"), foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/journal", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/mount", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/loopdev", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/mkfs", own: leaves, ban: []string{http}},
-		{path: "csi/internal/pool", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{
-			path: "csi/internal/loop", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/loopdev", "csi/internal/mkfs", "csi/internal/blockfs"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{
-			path: "csi/internal/btrfs", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{
-			path: "csi/internal/dir", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/tree"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{path: "csi/internal/blockdev", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/devmapper", foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/volgroup", own: append(leaves, "csi/internal/devmapper"), ban: []string{http}},
-		{
-			path: "csi/internal/blockfs", own: append(leaves, "csi/internal/volume", "csi/internal/mount", "csi/internal/mkfs"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{
-			path: "csi/internal/lvm", own: append(leaves, "csi/internal/volume", "csi/internal/mount", "csi/internal/mkfs", "csi/internal/loopdev", "csi/internal/blockdev",
-				"csi/internal/blockfs", "csi/internal/devmapper", "csi/internal/volgroup"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{
-			path: "csi/internal/static", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/mkfs", "csi/internal/loopdev",
-				"csi/internal/blockdev", "csi/internal/blockfs"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{path: "csi/internal/gone", own: leaves, foreignIsFree: true, ban: []string{osPkg, osExec, grpc, sys, http}},
-		{path: "csi/internal/tree", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/adopt", own: append(leaves, "csi/internal/tree"), foreignIsFree: true, ban: []string{osExec, http}},
 
 		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup", "cri/internal/systemd"), foreign: []string{sys}, ban: []string{http}},
-	}...)
+	})
 }
 
 func TestImports(t *testing.T) {

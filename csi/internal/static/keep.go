@@ -9,6 +9,7 @@ import (
 
 	"github.com/berth-project/berth/csi/internal/blockdev"
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -242,13 +243,10 @@ func (b *Backend) erase(ctx context.Context, d *pool.Dir, name string) error {
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
 	s, err := b.Space(ctx)
+	all := pooldir.Unwell(b.pool, s, err)
 	if err != nil {
-		return []volume.Condition{{Reason: "PoolUnreachable", Message: err.Error(), Fatal: true}}
+		return all
 	}
-	if s.ReadOnly {
-		return []volume.Condition{{Reason: "PoolReadOnly", Message: "the file system of the pool at " + b.pool.Path() + " is read-only", Fatal: true}}
-	}
-	var all []volume.Condition
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, path := range slices.Sorted(maps.Keys(b.refused)) {
