@@ -52,7 +52,7 @@ func (l *lab) waitForDisks() {
 	}
 	var left []string
 	for range 600 {
-		known, _ := filepath.Glob(l.dir + "/pool/[!t]*/*") // all are in the trash before the first one is erased
+		known, _ := filepath.Glob(l.dir + "/pool/[^t]*/*") // all are in the trash before the first one is erased
 		left, _ = filepath.Glob(l.dir + "/pool/trash/*")
 		if len(left) == 0 && len(known) > 0 {
 			return
