@@ -140,6 +140,9 @@ func (b *Backend) Purge(ctx context.Context) (left int, err error) {
 func (b *Backend) takeIn(d *pool.Dir) error {
 	b.claiming.Lock()
 	defer b.claiming.Unlock()
+	b.mu.Lock()
+	b.refused = map[string]string{} // what is refused is found anew
+	b.mu.Unlock()
 	all, err := b.disks()
 	if err != nil {
 		return err
@@ -150,7 +153,6 @@ func (b *Backend) takeIn(d *pool.Dir) error {
 	}
 	for _, k := range all {
 		if _, is := used[k.path]; is {
-			b.accept(k.path)
 			continue
 		}
 		r, there, err := read(d, blank+"/"+k.key())
@@ -158,14 +160,12 @@ func (b *Backend) takeIn(d *pool.Dir) error {
 			return err
 		}
 		if there && r.is(k) {
-			b.accept(k.path)
 			continue
 		}
 		if why := unusual(k); why != "" {
 			b.refuse(k.path, why)
 			continue
 		}
-		b.accept(k.path)
 		if err := write(d, pool.Trash+"/new."+k.key(), k.record()); err != nil {
 			return err
 		}
