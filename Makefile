@@ -81,8 +81,8 @@ conformance-cri: setup build tools ## critest on Berth and on containerd, both i
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/conformance
 
 .PHONY: conformance-csi
-conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-csi, those with project quota in a virtual machine
-	@./e2e/setup.sh $(VM_PACKAGES)
+conformance-csi: setup build tools ## csi-sanity 5.6 on every backend of berth-csi, those with project quota or LVM in a virtual machine
+	@./e2e/setup.sh $(VM_PACKAGES) lvm2 thin-provisioning-tools
 	@mkdir -p $(OUT) .cache/vm
 	cd e2e && BERTH_VM=$(CURDIR)/.cache/vm BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/csiconformance
 	for f in driver:FuzzRequests volume:FuzzIDs volume:FuzzPaths; do \

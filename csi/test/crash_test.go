@@ -33,7 +33,7 @@ func armed(point string, k kind) (env string, reachable bool) {
 		strings.HasPrefix(point, "csi.lvm.") && k.backend != "lvm", strings.HasPrefix(point, "csi.static.") && k.backend != "static",
 		strings.Contains(point, "snapshot") && !k.copies():
 		return "", false
-	case k.backend == "lvm" && !slices.Contains(atStorage(), strings.Split(point, ".")[1]):
+	case k.backend == "lvm" && !slices.Contains(k.atStorage(), strings.Split(point, ".")[1]):
 		return "", false
 	case k.name == lvmThin && (point == "csi.lvm.after_erase" || point == "csi.lvm.after_activate"):
 		return "", false // the pool zeroes; what was made stays active, and a life without a snapshot at rest never lets go
@@ -47,10 +47,21 @@ func armed(point string, k kind) (env string, reachable bool) {
 	return point + "=1*kill", true
 }
 
-// atStorage are the verbs that change storage. In the emulated guest of lvm a life takes the better part of a minute, so
-// that only these are tried there: what the others do, all backends have in common.
-func atStorage() []string {
-	return []string{"lvm", "create", "delete", "expand", "snapshot", "delete_snapshot", "stage"}
+// atStorage are the verbs of lvm's failpoints. In its emulated guest a life takes the better part of a minute, so each is
+// tried where it does most: what other verbs do, all backends have in common.
+func (k kind) atStorage() []string {
+	if k.name == lvmThin {
+		return []string{"lvm", "snapshot", "delete_snapshot", "expand"}
+	}
+	return []string{"lvm", "create", "delete", "stage"}
+}
+
+// size is that of a life's volumes: a quarter where every byte is emulated.
+func (k kind) size(n int64) int64 {
+	if k.backend == "lvm" {
+		return n / 4
+	}
+	return n
 }
 
 // TestCrash: the driver dies at every failpoint in turn during a volume's whole life, is started again, and gets the
@@ -122,7 +133,7 @@ func (c *crash) try(call func() error) {
 func (c *crash) volume(name string, from *csi.VolumeContentSource) (id string) {
 	c.t.Helper()
 	c.try(func() error {
-		v, err := c.create(name, 64*mib, mounted(""), from)
+		v, err := c.create(name, c.kind.size(64*mib), mounted(""), from)
 		id = v.GetVolumeId()
 		return err
 	})
@@ -195,7 +206,7 @@ func (c *crash) life() {
 	}
 	c.ok(write(p+"/file", []byte("later")))
 	b := c.neighbour()
-	r := c.volumeOf(96*mib, "r", fromSnapshot(snap))
+	r := c.volumeOf(c.kind.size(96*mib), "r", fromSnapshot(snap))
 	got, err := os.ReadFile(c.attach(r) + "/file")
 	if err != nil || string(got) != string(data) {
 		t.Errorf("%s: the restored file has %d bytes, want %d, %v", c.point, len(got), len(data), err)
@@ -243,7 +254,7 @@ func (c *crash) volumeOf(size int64, name string, from *csi.VolumeContentSource)
 
 func (c *crash) expand(id, path string) {
 	c.t.Helper()
-	size := &csi.CapacityRange{RequiredBytes: 96 * mib}
+	size := &csi.CapacityRange{RequiredBytes: c.kind.size(96 * mib)}
 	grows := false
 	c.try(func() error {
 		r, err := c.ControllerExpandVolume(c.ctx(), &csi.ControllerExpandVolumeRequest{VolumeId: id, CapacityRange: size})

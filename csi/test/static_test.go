@@ -52,7 +52,7 @@ func (l *lab) waitForDisks() {
 	}
 	var left []string
 	for range 600 {
-		known, _ := filepath.Glob(l.dir + "/pool/[!t]*/*") // all are in the trash before the first one is erased
+		known, _ := filepath.Glob(l.dir + "/pool/[^t]*/*") // all are in the trash before the first one is erased
 		left, _ = filepath.Glob(l.dir + "/pool/trash/*")
 		if len(left) == 0 && len(known) > 0 {
 			return
@@ -155,6 +155,13 @@ func TestStaticRefuses(t *testing.T) {
 		}
 	}
 	l.ok(used.Close())
+	l.stop()
+	l.ok(os.Symlink("disk-blank", l.dir+"/devices/disk-twice"))
+	if l.start("") || !strings.Contains(l.tail(), "are the same device") {
+		t.Errorf("with one device under two names it says %s", l.tail())
+	}
+	l.ok(os.Remove(l.dir + "/devices/disk-twice"))
+	l.again()
 }
 
 // TestStaticErased: what a volume held is on its device no more when the next one gets it, although the driver is killed
@@ -283,8 +290,10 @@ func TestStaticSwapped(t *testing.T) {
 	other := l.addDisk("disk-a2", 64*mib)
 	l.ok(os.Rename(l.dir+"/devices/disk-a2", link))
 	code(t, l.stage(id, mounted("")), codes.Unavailable, "another device")
-	_, err = l.NodeGetVolumeHealth(l.ctx(), &csi.NodeGetVolumeHealthRequest{VolumeId: id})
-	code(t, err, codes.Unavailable, "another device")
+	h, err := l.NodeGetVolumeHealth(l.ctx(), &csi.NodeGetVolumeHealthRequest{VolumeId: id})
+	if s := h.GetVolumeHealth().GetHealthStatuses(); err != nil || len(s) != 1 || s[0].GetStatus() != csi.VolumeHealthErrorType_INACCESSIBLE || s[0].GetReason() != "StorageUnreachable" {
+		t.Errorf("health: %v, %v", h, err)
+	}
 	f, err := os.Open(other)
 	l.ok(err)
 	b := make([]byte, mib)

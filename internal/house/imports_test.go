@@ -38,7 +38,7 @@ func rules() []rule {
 			ban: []string{grpc, criAPI, osExec},
 		}
 	}
-	return slices.Concat(networkRules(leaves), volumeRules(leaves), deviceRules(leaves), []rule{
+	return slices.Concat(networkRules(leaves), storageRules(leaves), deviceRules(leaves), []rule{
 		{path: "internal", foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "internal/house"},
 		{path: "internal/stricttoml", own: []string{"internal/nearest"}, foreign: []string{"github.com/pelletier/go-toml"}, ban: []string{http, osExec}},

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/proto/errs"
@@ -37,11 +38,10 @@ var (
 
 // Backend is one pool of subvolumes. Use [New].
 type Backend struct {
+	pooldir.Trees
 	pool  *pool.Pool
-	sysfs string // /sys/fs/btrfs/UUID
-
-	mu     sync.Mutex
-	proved bool // that the quota holds; on a full file system that cannot be tried
+	sysfs string        // /sys/fs/btrfs/UUID
+	proof pooldir.Proof // that the quota holds
 
 	groups sync.RWMutex // read: a group is being made and has no member yet; write: groups without members are removed
 }
@@ -50,7 +50,7 @@ var _ volume.Backend = (*Backend)(nil)
 
 // New switches the simple quota on and proves that it holds. A file system on which it does not is refused.
 func New(p *pool.Pool) (*Backend, error) {
-	b := &Backend{pool: p}
+	b := &Backend{pool: p, Trees: pooldir.Trees{Pool: p, FSType: "btrfs", Kind: "subvolume"}}
 	d, err := p.Dir()
 	if err != nil {
 		return nil, err
@@ -81,28 +81,10 @@ func New(p *pool.Pool) (*Backend, error) {
 		return nil, errs.FailedPrecondition.Errorf("%s has btrfs's classic quota (%s), which a tenant can leave: switch it off (btrfs quota disable) and start berth-csi again: %w",
 			p.Path(), strings.TrimSpace(string(mode)), errors.Join(err, unix.EOPNOTSUPP))
 	}
-	err = b.prove(d)
-	if errs.Of(err) == errs.ResourceExhausted { // what is in it is served, and may be deleted; the next Ensure tries again
-		err = nil
-	}
-	if err != nil {
+	if err := b.proof.AtStart(func() error { return b.try(d) }); err != nil {
 		return nil, err
 	}
 	return b, nil
-}
-
-// prove tries the quota out, once.
-func (b *Backend) prove(d *pool.Dir) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.proved {
-		return nil
-	}
-	if err := b.try(d); err != nil {
-		return pool.Full(err)
-	}
-	b.proved = true
-	return nil
 }
 
 // try makes a volume of 1 MiB with a subvolume in it, as a tenant might, and writes until it is stopped.
@@ -152,8 +134,6 @@ func (b *Backend) Traits() volume.Traits {
 	return volume.Traits{FSTypes: []string{"btrfs"}, MinSize: 1 << 20, Granularity: 4096, LiveSnapshots: true, Charged: true}
 }
 
-func path(dir, id string) string { return dir + "/" + id }
-
 // Ensure implements volume.Store.
 func (b *Backend) Ensure(_ context.Context, v volume.Spec) error {
 	d, err := b.pool.Dir()
@@ -161,21 +141,21 @@ func (b *Backend) Ensure(_ context.Context, v volume.Spec) error {
 		return err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
-	if there, err := d.Exists(path(pool.Volumes, v.ID)); there || err != nil {
+	if there, err := d.Exists(pooldir.Path(pool.Volumes, v.ID)); there || err != nil {
 		return err
 	}
-	if err := b.prove(d); err != nil {
+	if err := b.proof.Once(func() error { return b.try(d) }); err != nil {
 		return err
 	}
-	if err := b.discard(d, path(pool.Building, v.ID), v.Number); err != nil { // a killed Ensure's
+	if err := b.discard(d, pooldir.Path(pool.Building, v.ID), v.Number); err != nil { // a killed Ensure's
 		return pool.Full(err)
 	}
 	b.groups.RLock()
 	defer b.groups.RUnlock()
 	if err := b.build(d, v); err != nil {
-		return errors.Join(pool.Full(err), b.discard(d, path(pool.Building, v.ID), v.Number))
+		return errors.Join(pool.Full(err), b.discard(d, pooldir.Path(pool.Building, v.ID), v.Number))
 	}
-	if err := d.Rename(path(pool.Building, v.ID), path(pool.Volumes, v.ID), false); err != nil {
+	if err := d.Rename(pooldir.Path(pool.Building, v.ID), pooldir.Path(pool.Volumes, v.ID), false); err != nil {
 		return pool.Full(err)
 	}
 	return afterRename.Hit()
@@ -189,10 +169,7 @@ func (b *Backend) build(d *pool.Dir, v volume.Spec) error {
 	defer building.Close() //nolint:errcheck // only ioctls
 	var source *os.File
 	if !v.Source.None() {
-		name := path(pool.Snapshots, v.Source.Snapshot)
-		if v.Source.Volume != "" {
-			name = path(pool.Volumes, v.Source.Volume)
-		}
+		name := pooldir.Source(v.Source)
 		if source, err = d.Sub(name); err != nil {
 			return errs.NotFound.Errorf("the source's subvolume %s: %w", name, err)
 		}
@@ -214,37 +191,11 @@ func (b *Backend) build(d *pool.Dir, v volume.Spec) error {
 
 // Commit implements volume.Store.
 func (b *Backend) Commit(_ context.Context, v volume.Spec) error {
-	d, f, err := b.open(v.ID)
+	d, f, err := b.Open(v.ID)
 	if err != nil {
 		return err
 	}
 	return errors.Join(commit(f), f.Close(), d.Close())
-}
-
-// open opens a volume's subvolume.
-func (b *Backend) open(id string) (*pool.Dir, *os.File, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return nil, nil, err
-	}
-	f, err := d.Sub(path(pool.Volumes, id))
-	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			err = errs.Internal.Errorf("the subvolume of volume %s is gone from the pool at %s: its data is lost; delete the volume: %w", id, b.pool.Path(), err)
-		}
-		return nil, nil, errors.Join(err, d.Close())
-	}
-	return d, f, nil
-}
-
-// Exists implements volume.Store.
-func (b *Backend) Exists(_ context.Context, id string) (bool, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return false, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	return d.Exists(path(pool.Volumes, id))
 }
 
 // Remove implements volume.Store.
@@ -257,7 +208,7 @@ func (b *Backend) Remove(ctx context.Context, v volume.Spec) error {
 		return err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
-	return pool.Full(errors.Join(b.discard(d, path(pool.Volumes, v.ID), v.Number), b.discard(d, path(pool.Building, v.ID), v.Number), afterTrash.Hit()))
+	return pool.Full(errors.Join(b.discard(d, pooldir.Path(pool.Volumes, v.ID), v.Number), b.discard(d, pooldir.Path(pool.Building, v.ID), v.Number), afterTrash.Hit()))
 }
 
 // discard moves a subvolume into the trash, whatever its tenant has done to its root. Its limit is lifted, because
@@ -279,7 +230,7 @@ func (b *Backend) discard(d *pool.Dir, name string, number uint64) error {
 
 // Resize implements volume.Store.
 func (b *Backend) Resize(_ context.Context, v volume.Spec) error {
-	d, f, err := b.open(v.ID)
+	d, f, err := b.Open(v.ID)
 	if err != nil {
 		return err
 	}

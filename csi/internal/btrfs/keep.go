@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/volume"
 )
 
@@ -24,14 +24,10 @@ const metadata = 20
 
 // Space implements volume.Keeper.
 func (b *Backend) Space(context.Context) (volume.Space, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return volume.Space{}, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	s, err := d.Space()
+	s, err := pooldir.Space(b.pool)
 	keep := s.Total / metadata
-	return volume.Space{Total: s.Total - keep, Free: max(0, s.Free-keep), InodesFree: s.InodesFree, ReadOnly: s.ReadOnly}, err
+	s.Total, s.Free = s.Total-keep, max(0, s.Free-keep)
+	return s, err
 }
 
 // Unbacked implements volume.Keeper.
@@ -49,20 +45,6 @@ func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) 
 		sum += max(0, v.Capacity+v.Held-n)
 	}
 	return sum, nil
-}
-
-// Inventory implements volume.Keeper.
-func (b *Backend) Inventory(context.Context) (volumes, snapshots []string, err error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	volumes, verr := d.Names(pool.Volumes)
-	snapshots, serr := d.Names(pool.Snapshots)
-	slices.Sort(volumes)
-	slices.Sort(snapshots)
-	return volumes, snapshots, errors.Join(verr, serr)
 }
 
 // Purge implements volume.Keeper: subvolumes from the innermost out, then the groups that nothing is charged to.
@@ -153,12 +135,9 @@ func (b *Backend) sweep(d *pool.Dir) error {
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
 	s, err := b.Space(ctx)
+	all := pooldir.Unwell(b.pool, s, err)
 	if err != nil {
-		return []volume.Condition{{Reason: "PoolUnreachable", Message: err.Error(), Fatal: true}}
-	}
-	var all []volume.Condition
-	if s.ReadOnly {
-		all = append(all, volume.Condition{Reason: "PoolReadOnly", Message: "the file system of the pool at " + b.pool.Path() + " is read-only", Fatal: true})
+		return all
 	}
 	if mode, err := os.ReadFile(b.sysfs + "/qgroups/mode"); err != nil || strings.TrimSpace(string(mode)) != "squota" {
 		all = append(all, volume.Condition{Reason: "QuotaOff", Message: "the simple quota of the pool at " + b.pool.Path() + " was switched off: volumes have no limit; restart berth-csi"})

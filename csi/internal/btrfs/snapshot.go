@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -22,7 +23,7 @@ func (b *Backend) Snapshot(_ context.Context, all []volume.SnapshotSpec) error {
 	defer d.Close() //nolint:errcheck // O_PATH
 	complete, used := true, 0
 	for _, s := range all {
-		there, err := d.Exists(path(pool.Snapshots, s.ID))
+		there, err := d.Exists(pooldir.Path(pool.Snapshots, s.ID))
 		if err != nil {
 			return err
 		}
@@ -57,7 +58,7 @@ func (b *Backend) Snapshot(_ context.Context, all []volume.SnapshotSpec) error {
 }
 
 func (b *Backend) snapshot(d *pool.Dir, s volume.SnapshotSpec) error {
-	src, err := d.Sub(path(pool.Volumes, s.Volume.ID))
+	src, err := d.Sub(pooldir.Path(pool.Volumes, s.Volume.ID))
 	if err != nil {
 		return errs.NotFound.Errorf("the subvolume of volume %s: %w", s.Volume.ID, err)
 	}
@@ -81,7 +82,7 @@ func (b *Backend) RemoveSnapshot(_ context.Context, id string) error {
 
 // removeSnapshot destroys at once: it takes no time, the kernel frees the extents in the background.
 func (b *Backend) removeSnapshot(d *pool.Dir, id string) error {
-	f, err := d.Sub(path(pool.Snapshots, id))
+	f, err := d.Sub(pooldir.Path(pool.Snapshots, id))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -99,11 +100,3 @@ func (b *Backend) removeSnapshot(d *pool.Dir, id string) error {
 	}
 	return err
 }
-
-// Changed implements volume.Snapshots: there is no device whose blocks could be counted.
-func (b *Backend) Changed(context.Context, string, string) ([]volume.Range, error) {
-	return nil, errs.FailedPrecondition.Errorf("the pool at %s is one of subvolumes, which have no blocks: changed blocks are those of the loop backend", b.pool.Path())
-}
-
-// Thaw implements volume.Snapshots: nothing is ever frozen.
-func (b *Backend) Thaw(context.Context, *os.File) error { return nil }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/internal/nearest"
 	"github.com/berth-project/berth/proto/errs"
@@ -38,7 +39,7 @@ func (b *Backend) CheckTuning(v volume.Spec) error {
 
 // Tune implements volume.Tuner.
 func (b *Backend) Tune(_ context.Context, v volume.Spec) error {
-	d, f, err := b.open(v.ID)
+	d, f, err := b.Open(v.ID)
 	if err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func (b *Backend) Tune(_ context.Context, v volume.Spec) error {
 
 // tuneNew tunes a subvolume that is not in its place yet.
 func (b *Backend) tuneNew(d *pool.Dir, v volume.Spec) error {
-	f, err := d.Sub(path(pool.Building, v.ID))
+	f, err := d.Sub(pooldir.Path(pool.Building, v.ID))
 	if err != nil {
 		return err
 	}

@@ -14,11 +14,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/tree"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/internal/failpoint"
@@ -34,18 +34,16 @@ var (
 
 // Backend is one pool of directories. Use [New].
 type Backend struct {
-	pool   *pool.Pool
-	fstype string
-
-	mu     sync.Mutex
-	proved bool // that the quota holds; on a full file system that cannot be tried
+	pooldir.Trees
+	pool  *pool.Pool
+	proof pooldir.Proof // that the quota holds
 }
 
 var _ volume.Backend = (*Backend)(nil)
 
 // New proves that the pool's file system enforces a project's limit. One that does not is refused.
 func New(p *pool.Pool) (*Backend, error) {
-	b := &Backend{pool: p}
+	b := &Backend{pool: p, Trees: pooldir.Trees{Pool: p, Kind: "directory"}}
 	d, err := p.Dir()
 	if err != nil {
 		return nil, err
@@ -57,34 +55,16 @@ func New(p *pool.Pool) (*Backend, error) {
 	}
 	switch s.FSType {
 	case unix.EXT4_SUPER_MAGIC:
-		b.fstype = "ext4"
+		b.FSType = "ext4"
 	case unix.XFS_SUPER_MAGIC:
-		b.fstype = "xfs"
+		b.FSType = "xfs"
 	default:
 		return nil, errs.FailedPrecondition.Errorf("%s is neither on ext4 nor on xfs: use the btrfs or the loop backend there", p.Path())
 	}
-	err = b.prove(d)
-	if errs.Of(err) == errs.ResourceExhausted { // what is in it is served, and may be deleted; the next Ensure tries again
-		err = nil
-	}
-	if err != nil {
+	if err := b.proof.AtStart(func() error { return b.try(d) }); err != nil {
 		return nil, err
 	}
 	return b, nil
-}
-
-// prove tries the quota out, once.
-func (b *Backend) prove(d *pool.Dir) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.proved {
-		return nil
-	}
-	if err := b.try(d); err != nil {
-		return pool.Full(err)
-	}
-	b.proved = true
-	return nil
 }
 
 const room = 16 << 20 // bytes that must be free for the proof
@@ -141,10 +121,8 @@ func (b *Backend) directory(d *pool.Dir, name string) (*os.File, error) {
 
 // Traits implements volume.Store.
 func (b *Backend) Traits() volume.Traits {
-	return volume.Traits{FSTypes: []string{b.fstype}, MinSize: 1 << 20, Granularity: 4096}
+	return volume.Traits{FSTypes: []string{b.FSType}, MinSize: 1 << 20, Granularity: 4096}
 }
-
-func path(dir, id string) string { return dir + "/" + id }
 
 // Ensure implements volume.Store.
 func (b *Backend) Ensure(ctx context.Context, v volume.Spec) error {
@@ -153,27 +131,27 @@ func (b *Backend) Ensure(ctx context.Context, v volume.Spec) error {
 		return err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
-	if there, err := d.Exists(path(pool.Volumes, v.ID)); there || err != nil {
+	if there, err := d.Exists(pooldir.Path(pool.Volumes, v.ID)); there || err != nil {
 		return err
 	}
-	if err := b.prove(d); err != nil {
+	if err := b.proof.Once(func() error { return b.try(d) }); err != nil {
 		return err
 	}
-	building := path(pool.Building, v.ID)
+	building := pooldir.Path(pool.Building, v.ID)
 	if err := d.Discard(building); err != nil { // a killed Ensure's
 		return pool.Full(err)
 	}
 	if err := b.build(ctx, d, v); err != nil {
 		return errors.Join(pool.Full(err), d.Discard(building))
 	}
-	if err := d.Rename(building, path(pool.Volumes, v.ID), false); err != nil {
+	if err := d.Rename(building, pooldir.Path(pool.Volumes, v.ID), false); err != nil {
 		return pool.Full(err)
 	}
 	return afterRename.Hit()
 }
 
 func (b *Backend) build(ctx context.Context, d *pool.Dir, v volume.Spec) error {
-	f, err := b.directory(d, path(pool.Building, v.ID))
+	f, err := b.directory(d, pooldir.Path(pool.Building, v.ID))
 	if err != nil {
 		return err
 	}
@@ -188,10 +166,7 @@ func (b *Backend) build(ctx context.Context, d *pool.Dir, v volume.Spec) error {
 	if v.Source.None() {
 		return nil
 	}
-	name := path(pool.Snapshots, v.Source.Snapshot)
-	if v.Source.Volume != "" {
-		name = path(pool.Volumes, v.Source.Volume)
-	}
+	name := pooldir.Source(v.Source)
 	source, err := d.Sub(name)
 	if err != nil {
 		return errs.NotFound.Errorf("the source's directory %s: %w", name, err)
@@ -201,37 +176,11 @@ func (b *Backend) build(ctx context.Context, d *pool.Dir, v volume.Spec) error {
 
 // Commit implements volume.Store.
 func (b *Backend) Commit(_ context.Context, v volume.Spec) error {
-	d, f, err := b.open(v.ID)
+	d, f, err := b.Open(v.ID)
 	if err != nil {
 		return err
 	}
 	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close(), d.Close())
-}
-
-// open opens a volume's directory.
-func (b *Backend) open(id string) (*pool.Dir, *os.File, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return nil, nil, err
-	}
-	f, err := d.Sub(path(pool.Volumes, id))
-	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			err = errs.Internal.Errorf("the directory of volume %s is gone from the pool at %s: its data is lost; delete the volume: %w", id, b.pool.Path(), err)
-		}
-		return nil, nil, errors.Join(err, d.Close())
-	}
-	return d, f, nil
-}
-
-// Exists implements volume.Store.
-func (b *Backend) Exists(_ context.Context, id string) (bool, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return false, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	return d.Exists(path(pool.Volumes, id))
 }
 
 // Remove implements volume.Store.
@@ -245,7 +194,7 @@ func (b *Backend) Remove(ctx context.Context, v volume.Spec) error {
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
 	for _, dir := range []string{pool.Volumes, pool.Building} {
-		if err := b.discard(d, path(dir, v.ID), project(v.Number)); err != nil {
+		if err := b.discard(d, pooldir.Path(dir, v.ID), project(v.Number)); err != nil {
 			return pool.Full(err)
 		}
 	}
@@ -269,7 +218,7 @@ func (b *Backend) discard(d *pool.Dir, name string, id uint32) error {
 
 // Resize implements volume.Store.
 func (b *Backend) Resize(_ context.Context, v volume.Spec) error {
-	d, f, err := b.open(v.ID)
+	d, f, err := b.Open(v.ID)
 	if err != nil {
 		return err
 	}
@@ -278,7 +227,7 @@ func (b *Backend) Resize(_ context.Context, v volume.Spec) error {
 
 // Footprint implements volume.Store: a copy of it takes what it takes.
 func (b *Backend) Footprint(_ context.Context, v volume.Spec) (int64, error) {
-	d, f, err := b.open(v.ID)
+	d, f, err := b.Open(v.ID)
 	if err != nil {
 		return 0, err
 	}

@@ -2,24 +2,15 @@ package dir
 
 import (
 	"context"
-	"errors"
-	"slices"
 
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/tree"
 	"github.com/berth-project/berth/csi/internal/volume"
 )
 
 // Space implements volume.Keeper.
-func (b *Backend) Space(context.Context) (volume.Space, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return volume.Space{}, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	s, err := d.Space()
-	return volume.Space{Total: s.Total, Free: s.Free, InodesFree: s.InodesFree, ReadOnly: s.ReadOnly}, err
-}
+func (b *Backend) Space(context.Context) (volume.Space, error) { return pooldir.Space(b.pool) }
 
 // Unbacked implements volume.Keeper.
 func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) {
@@ -44,20 +35,6 @@ func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) 
 	return sum, nil
 }
 
-// Inventory implements volume.Keeper.
-func (b *Backend) Inventory(context.Context) (volumes, snapshots []string, err error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	volumes, verr := d.Names(pool.Volumes)
-	snapshots, serr := d.Names(pool.Snapshots)
-	slices.Sort(volumes)
-	slices.Sort(snapshots)
-	return volumes, snapshots, errors.Join(verr, serr)
-}
-
 // Purge implements volume.Keeper.
 func (b *Backend) Purge(ctx context.Context) (left int, err error) {
 	d, err := b.pool.Dir()
@@ -75,11 +52,8 @@ func (b *Backend) Purge(ctx context.Context) (left int, err error) {
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
 	s, err := b.Space(ctx)
-	if err != nil {
-		return []volume.Condition{{Reason: "PoolUnreachable", Message: err.Error(), Fatal: true}}
-	}
-	if s.ReadOnly {
-		return []volume.Condition{{Reason: "PoolReadOnly", Message: "the file system of the pool at " + b.pool.Path() + " is read-only", Fatal: true}}
+	if all := pooldir.Unwell(b.pool, s, err); all != nil {
+		return all
 	}
 	if _, err := b.Unbacked(ctx, []volume.Spec{{}}); err != nil {
 		return []volume.Condition{{Reason: "QuotaOff", Message: "the project quota of the pool at " + b.pool.Path() + " was switched off, volumes have no limit: " + err.Error()}}

@@ -2,16 +2,13 @@ package loop
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-project/berth/csi/internal/blockfs"
 	"github.com/berth-project/berth/csi/internal/loopdev"
-	"github.com/berth-project/berth/csi/internal/mkfs"
 	"github.com/berth-project/berth/csi/internal/mount"
 	"github.com/berth-project/berth/csi/internal/pool"
 	"github.com/berth-project/berth/csi/internal/volume"
@@ -33,13 +30,8 @@ func (b *Backend) Mount(ctx context.Context, v volume.Spec, readOnly bool) (*os.
 		// One file under two devices is two caches of one file system: its end.
 		return nil, errors.Join(errs.FailedPrecondition.Errorf("volume %s is still attached as %v: what uses it must end first", v.ID, all), err)
 	}
-	if err := mkfs.Repair(ctx, v.FSType, f); err != nil {
+	if err := blockfs.Prepare(ctx, v, f, readOnly); err != nil {
 		return nil, err
-	}
-	if !readOnly {
-		if err := mkfs.Grow(ctx, v.FSType, f, v.Capacity); err != nil {
-			return nil, err
-		}
 	}
 	dev, err := loopdev.Attach(f, loopdev.Options{ReadOnly: readOnly, AutoClear: true})
 	if err != nil {
@@ -49,20 +41,7 @@ func (b *Backend) Mount(ctx context.Context, v volume.Spec, readOnly bool) (*os.
 	if err := errors.Join(afterAttach.Hit(), b.tuneNew(dev, v)); err != nil {
 		return nil, err
 	}
-	var options []string
-	if v.FSType == "xfs" {
-		options = append(options, "nouuid") // a clone has its source's UUID
-	}
-	tree, err := mount.FileSystem(v.FSType, dev.Name(), readOnly, options...)
-	if err != nil {
-		return nil, fmt.Errorf("volume %s: %w", v.ID, err)
-	}
-	if !readOnly && v.FSType == "xfs" {
-		if err := growXFS(tree, v); err != nil {
-			return nil, errors.Join(err, tree.Close())
-		}
-	}
-	return tree, nil
+	return blockfs.Mount(v, dev.Name(), readOnly)
 }
 
 // Device implements volume.Attacher.
@@ -144,95 +123,10 @@ func (b *Backend) Grow(_ context.Context, v volume.Spec, root *os.File) error {
 	if err != nil || root == nil {
 		return err
 	}
-	if v.FSType == "xfs" {
-		return growXFS(root, v)
-	}
-	return growExt4(root, all, v)
-}
-
-// The ioctls of online growth: fs/ext4/ext4.h, fs/xfs/libxfs/xfs_fs.h.
-const (
-	ext4ResizeFS   = 0x40086610 // _IOW('f', 16, __u64)
-	xfsGrowData    = 0x4010586e // _IOW('X', 110, struct xfs_growfs_data)
-	xfsFSGeometry1 = 0x80705864 // _IOR('X', 100, struct xfs_fsop_geom_v1)
-)
-
-// growExt4 makes a mounted ext4 as large as its volume.
-func growExt4(root *os.File, devices []string, v volume.Spec) error {
-	for _, path := range devices { // the device's cache has the superblock as the kernel has it
-		dev, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		have, err := mkfs.Ext4Size(dev)
-		if err := errors.Join(err, dev.Close()); err != nil {
-			return err
-		}
-		if have+mkfs.Slack > v.Capacity {
-			return nil
-		}
-	}
-	f, err := openDir(root)
-	if err != nil {
-		return err
-	}
-	defer f.Close()                                  //nolint:errcheck // only ioctls
-	blocks := uint64(v.Capacity / loopdev.BlockSize) //nolint:gosec // sizes fit
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), ext4ResizeFS, uintptr(unsafe.Pointer(&blocks)))
-	switch errno {
-	case 0:
-		return nil
-	case unix.EPERM:
-		return errs.FailedPrecondition.Errorf("volume %s: a mounted ext4 is grown with CAP_SYS_RESOURCE only, which berth-csi does not have here: it is grown when the volume is next staged", v.ID)
-	}
-	return fmt.Errorf("volume %s: EXT4_IOC_RESIZE_FS: %w", v.ID, errno)
-}
-
-// growXFS makes a mounted xfs as large as its volume.
-func growXFS(root *os.File, v volume.Spec) error {
-	f, err := openDir(root) // a tree's own descriptor is O_PATH
-	if err != nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // only ioctls
-	// struct xfs_fsop_geom_v1: blocksize, rtextsize, agblocks, agcount, logblocks, sectsize, inodesize, imaxpct
-	// (__u32 each), then datablocks (__u64)
-	var geo [112]byte
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), xfsFSGeometry1, uintptr(unsafe.Pointer(&geo[0]))); errno != 0 {
-		return fmt.Errorf("volume %s: XFS_IOC_FSGEOMETRY_V1: %w", v.ID, errno)
-	}
-	block, have := int64(binary.NativeEndian.Uint32(geo[:])), binary.NativeEndian.Uint64(geo[32:])
-	want := struct {
-		blocks uint64
-		maxpct uint32
-		_      uint32
-	}{blocks: uint64(v.Capacity / block), maxpct: binary.NativeEndian.Uint32(geo[28:])} //nolint:gosec // sizes fit
-	if want.blocks <= have {
-		return nil
-	}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), xfsGrowData, uintptr(unsafe.Pointer(&want))); errno != 0 {
-		return fmt.Errorf("volume %s: XFS_IOC_FSGROWFSDATA: %w", v.ID, errno)
-	}
-	return nil
-}
-
-// openDir opens what an O_PATH descriptor or a tree stands for.
-func openDir(root *os.File) (*os.File, error) {
-	fd, err := unix.Openat(int(root.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: root.Name(), Err: err}
-	}
-	return os.NewFile(uintptr(fd), root.Name()), nil
+	return blockfs.Grow(v, root, all...)
 }
 
 // Usage implements volume.Attacher.
 func (b *Backend) Usage(_ context.Context, _ volume.Spec, root *os.File) (volume.Usage, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(root.Fd()), &st); err != nil {
-		return volume.Usage{}, &os.PathError{Op: "fstatfs", Path: root.Name(), Err: err}
-	}
-	return volume.Usage{
-		Total: int64(st.Blocks) * st.Bsize, Used: int64(st.Blocks-st.Bfree) * st.Bsize, Available: int64(st.Bavail) * st.Bsize, //nolint:gosec // sizes fit
-		Inodes: int64(st.Files), InodesUsed: int64(st.Files - st.Ffree), InodesAvail: int64(st.Ffree), //nolint:gosec // counts fit
-	}, nil
+	return blockfs.Usage(root)
 }

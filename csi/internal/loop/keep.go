@@ -4,26 +4,17 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/csi/internal/loopdev"
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/volume"
 )
 
 // Space implements volume.Keeper.
-func (b *Backend) Space(context.Context) (volume.Space, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return volume.Space{}, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	s, err := d.Space()
-	return volume.Space{Total: s.Total, Free: s.Free, InodesFree: s.InodesFree, ReadOnly: s.ReadOnly}, err
-}
+func (b *Backend) Space(context.Context) (volume.Space, error) { return pooldir.Space(b.pool) }
 
 // Unbacked implements volume.Keeper. A thick file that shares nothing has all it was promised. One that shares blocks
 // needs, at worst, all of them anew.
@@ -44,23 +35,7 @@ func (b *Backend) Footprint(_ context.Context, v volume.Spec) (int64, error) {
 
 // Inventory implements volume.Keeper.
 func (b *Backend) Inventory(context.Context) (volumes, snapshots []string, err error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	list := func(dir string) ([]string, error) {
-		names, err := d.Names(dir)
-		ids := make([]string, 0, len(names))
-		for _, n := range names {
-			ids = append(ids, strings.TrimSuffix(n, ext))
-		}
-		slices.Sort(ids)
-		return ids, err
-	}
-	volumes, verr := list(pool.Volumes)
-	snapshots, serr := list(pool.Snapshots)
-	return volumes, snapshots, errors.Join(verr, serr)
+	return pooldir.Inventory(b.pool, ext)
 }
 
 // eraseSlice is how much of a file is freed at once: freeing a large one in one go stalls the file system's journal
@@ -119,11 +94,5 @@ func erase(d *pool.Dir, name string) (held bool, err error) {
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
 	s, err := b.Space(ctx)
-	if err != nil {
-		return []volume.Condition{{Reason: "PoolUnreachable", Message: err.Error(), Fatal: true}}
-	}
-	if s.ReadOnly {
-		return []volume.Condition{{Reason: "PoolReadOnly", Message: "the file system of the pool at " + b.pool.Path() + " is read-only", Fatal: true}}
-	}
-	return nil
+	return pooldir.Unwell(b.pool, s, err)
 }

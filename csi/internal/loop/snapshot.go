@@ -9,16 +9,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-project/berth/csi/internal/blockfs"
 	"github.com/berth-project/berth/csi/internal/pool"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/proto/errs"
-)
-
-// linux/fs.h; the kernel takes no argument for either.
-const (
-	fiFreeze = 0xC0045877
-	fiThaw   = 0xC0045878
 )
 
 var (
@@ -121,7 +116,7 @@ func (b *Backend) Snapshot(ctx context.Context, all []volume.SnapshotSpec) (err 
 	if block > 0 && used > 1 {
 		return errs.FailedPrecondition.Errorf("raw block volumes in use cannot be frozen, so a snapshot of %d volumes would not be of one moment: end the pods that use them", used)
 	}
-	thaw, err := freeze(todo)
+	thaw, err := blockfs.Freeze(todo)
 	if err == nil {
 		err = afterFreeze.Hit()
 	}
@@ -161,37 +156,6 @@ func (b *Backend) missing(d *pool.Dir, all []volume.SnapshotSpec) ([]volume.Snap
 		}
 	}
 	return all, nil
-}
-
-func freeze(all []volume.SnapshotSpec) (thaw func() error, err error) {
-	var frozen []*os.File
-	thaw = func() (err error) {
-		for _, f := range frozen {
-			err = errors.Join(err, ioctl(f, fiThaw), f.Close())
-		}
-		return err
-	}
-	for _, s := range all {
-		if s.Mounted == nil {
-			continue
-		}
-		f, err := openDir(s.Mounted)
-		if err != nil {
-			return thaw, err
-		}
-		if err := ioctl(f, fiFreeze); err != nil {
-			return thaw, errors.Join(errs.Aborted.Errorf("volume %s cannot be frozen: %w", s.Volume.ID, err), f.Close())
-		}
-		frozen = append(frozen, f)
-	}
-	return thaw, nil
-}
-
-func ioctl(f *os.File, cmd uint) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(cmd), 0); errno != 0 {
-		return &os.PathError{Op: "ioctl", Path: f.Name(), Err: errno}
-	}
-	return nil
 }
 
 func (b *Backend) snapshot(ctx context.Context, d *pool.Dir, s volume.SnapshotSpec) error {
@@ -237,14 +201,4 @@ func (b *Backend) RemoveSnapshot(_ context.Context, id string) error {
 }
 
 // Thaw implements volume.Snapshots.
-func (b *Backend) Thaw(_ context.Context, mounted *os.File) error {
-	f, err := openDir(mounted)
-	if err != nil {
-		return err
-	}
-	defer f.Close()                                                          //nolint:errcheck // only ioctls
-	if err := ioctl(f, fiThaw); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: is not frozen
-		return err
-	}
-	return nil
-}
+func (b *Backend) Thaw(_ context.Context, mounted *os.File) error { return blockfs.Thaw(mounted) }

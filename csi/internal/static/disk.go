@@ -120,9 +120,3 @@ func (b *Backend) refuse(path, why string) {
 	defer b.mu.Unlock()
 	b.refused[path] = why
 }
-
-func (b *Backend) accept(path string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.refused, path)
-}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/berth-project/berth/csi/internal/blockdev"
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -139,6 +140,9 @@ func (b *Backend) Purge(ctx context.Context) (left int, err error) {
 func (b *Backend) takeIn(d *pool.Dir) error {
 	b.claiming.Lock()
 	defer b.claiming.Unlock()
+	b.mu.Lock()
+	b.refused = map[string]string{} // what is refused is found anew
+	b.mu.Unlock()
 	all, err := b.disks()
 	if err != nil {
 		return err
@@ -149,7 +153,6 @@ func (b *Backend) takeIn(d *pool.Dir) error {
 	}
 	for _, k := range all {
 		if _, is := used[k.path]; is {
-			b.accept(k.path)
 			continue
 		}
 		r, there, err := read(d, blank+"/"+k.key())
@@ -157,14 +160,12 @@ func (b *Backend) takeIn(d *pool.Dir) error {
 			return err
 		}
 		if there && r.is(k) {
-			b.accept(k.path)
 			continue
 		}
 		if why := unusual(k); why != "" {
 			b.refuse(k.path, why)
 			continue
 		}
-		b.accept(k.path)
 		if err := write(d, pool.Trash+"/new."+k.key(), k.record()); err != nil {
 			return err
 		}
@@ -242,13 +243,10 @@ func (b *Backend) erase(ctx context.Context, d *pool.Dir, name string) error {
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
 	s, err := b.Space(ctx)
+	all := pooldir.Unwell(b.pool, s, err)
 	if err != nil {
-		return []volume.Condition{{Reason: "PoolUnreachable", Message: err.Error(), Fatal: true}}
+		return all
 	}
-	if s.ReadOnly {
-		return []volume.Condition{{Reason: "PoolReadOnly", Message: "the file system of the pool at " + b.pool.Path() + " is read-only", Fatal: true}}
-	}
-	var all []volume.Condition
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, path := range slices.Sorted(maps.Keys(b.refused)) {

@@ -90,6 +90,9 @@ func (m *Manager) Health(ctx context.Context, id string) ([]Condition, error) {
 		}
 	}
 	there, err := p.Backend.Exists(ctx, id)
+	if errs.Of(err) == errs.Unavailable {
+		return append(all, Condition{Reason: "StorageUnreachable", Message: err.Error(), Fatal: true}), nil
+	}
 	if err != nil {
 		return nil, err
 	}
