@@ -118,6 +118,13 @@ bench-cri: setup build tools ## Berth against containerd + runc and the kernel's
 	@mkdir -p $(OUT)/bench
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench
 
+.PHONY: bench-executor
+bench-executor: setup build tools ## The executor alone against runc, and against Debian's crun in a virtual machine; writes out/bench/executor.json
+	@./e2e/setup.sh $(VM_PACKAGES) crun
+	@mkdir -p $(OUT)/bench .cache/vm
+	$(BUILD) -o $(BIN)/ ./cri/test/versus
+	cd e2e && BERTH_VM=$(CURDIR)/.cache/vm BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/bench-executor
+
 .PHONY: bench-csi
 bench-csi: setup build tools ## berth-csi against a no-op driver and the upstream sidecars; writes out/bench/csi.json
 	@mkdir -p $(OUT)/bench
@@ -150,7 +157,13 @@ bench-net: setup build tools bench-bgp ## berth-netd against flannel, interleave
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 500 times and a shim 200 times under load, at every failpoint and system call, let each call fail, and a model of the CRI; writes out/torture.json
 	@mkdir -p $(OUT)
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 120m -v ./torture
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 150m -v ./torture
+
+.PHONY: soak
+soak: setup build tools ## 5 pods a second for an hour with an upgrade every 10 minutes (BERTH_SOAK=5m: a short one): nothing may grow; writes out/soak.json
+	@mkdir -p $(OUT)/next
+	@for p in cri/cmd/berth-cri shim/cmd/berth-shim cni/cmd/berth-netd; do CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION)-next' -o $(OUT)/next/ ./$$p; done
+	cd e2e && BERTH_BIN=$(BIN) BERTH_SOAK_NEXT=$(OUT)/next BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) $(GO) run ./cmd/soak 2>&1 | grep -vE "^[IEW][0-9]{4} " # client-go tells of every stream that an upgrade cuts
 
 .PHONY: torture-images
 torture-images: setup ## 1,000 power cuts while pulling, a symlink racer of 100,000 iterations, every hostile layer and registry
@@ -179,7 +192,7 @@ mutants: setup tools ## Break Berth in 100 ways, one at a time: each has to fail
 .PHONY: conformance-gpu
 conformance-gpu: setup build tools ## berth-gpu below the kubelet's device manager, a kubelet, and a whole cluster with DRA: 200 restarts, 100 kills, faults
 	cd e2e/gpu/manager && CGO_ENABLED=0 BERTH_BIN=$(BIN) BERTH_GPU_FULL=1 $(GO) test -trimpath -count=1 -timeout 20m -v . 2>&1 | grep -vE '^[IEW][0-9]{4} '
-	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) $(GO) test -count=1 -p 1 -timeout 10m -v ./gpu ./gpucluster 2>&1 | grep -vE '^[IEW][0-9]{4} '
+	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_DRIVERS=$(CURDIR)/.cache/drivers $(GO) test -count=1 -p 1 -timeout 10m -v ./gpureal ./gpu ./gpucluster 2>&1 | grep -vE '^[IEW][0-9]{4} '
 
 .PHONY: bench-gpu
 bench-gpu: setup build ## berth-gpu over its sockets on sixteen GPUs; writes out/bench/gpu.json

@@ -87,6 +87,20 @@ func (l *lab) down(id string) {
 // empty proves that all storage is gone: no volume, no snapshot, no orphan, nothing in the trash.
 func (l *lab) empty() {
 	l.t.Helper()
+	if l.kind.backend == "lvm" {
+		l.groupEmpty()
+	} else {
+		l.poolEmpty()
+	}
+	l.waitForDisks()
+	out, err := exec.Command(program, "--config", l.conf, "orphans").CombinedOutput()
+	if err != nil || strings.Count(string(out), "\n") != 1 {
+		l.t.Errorf("orphans: %v: %s", err, out)
+	}
+}
+
+func (l *lab) poolEmpty() {
+	l.t.Helper()
 	for _, sub := range []string{"volumes", "snapshots", "building", "trash"} {
 		var names []os.DirEntry
 		for range 100 {
@@ -100,10 +114,22 @@ func (l *lab) empty() {
 			l.t.Errorf("left in the pool: %s/%s", sub, n.Name())
 		}
 	}
-	out, err := exec.Command(program, "--config", l.conf, "orphans").CombinedOutput()
-	if err != nil || strings.Count(string(out), "\n") != 1 {
-		l.t.Errorf("orphans: %v: %s", err, out)
+}
+
+// device is the path of the last device of a volume that is attached, "" if there is none.
+func (l *lab) device(id string) (path string) {
+	switch l.kind.backend {
+	case "lvm":
+		return l.logical(id)
+	case "static":
+		return l.claimed(id)
 	}
+	for _, d := range l.loops() {
+		if dev, file, _ := strings.Cut(d, " "); strings.Contains(file, id) {
+			path = dev
+		}
+	}
+	return path
 }
 
 func (l *lab) poolDir() string {

@@ -110,14 +110,44 @@ type kind struct {
 const quotaHere = "BERTH_CSI_QUOTA"
 
 func kinds() []kind {
+	if os.Getenv(lvmHere) != "" {
+		return []kind{{lvmThick, "lvm", ""}, {lvmThin, "lvm", ""}}
+	}
 	if os.Getenv(quotaHere) != "" {
 		return []kind{{"dir-ext4", "dir", "ext4"}, {"dir-xfs", "dir", "xfs"}}
 	}
-	return []kind{{"loop", "loop", ""}, {"loop-xfs", "loop", "xfs"}, {"btrfs", "btrfs", "btrfs"}}
+	return []kind{{"loop", "loop", ""}, {"loop-xfs", "loop", "xfs"}, {"btrfs", "btrfs", "btrfs"}, {"static", "static", ""}}
 }
 
 // atRest says that only volumes that are not in use are snapshotted and cloned.
-func (k kind) atRest() bool { return k.name == "loop" || k.backend == "dir" }
+func (k kind) atRest() bool { return k.name == "loop" || k.backend == "dir" || k.name == lvmThick }
+
+// liveGroups says that snapshots of several volumes in use are of one moment.
+func (k kind) liveGroups() bool { return k.name == "loop-xfs" || k.name == lvmThin }
+
+// copies says that there are snapshots and clones.
+func (k kind) copies() bool { return k.backend != "static" }
+
+// whole says that a raw volume is a device that was there before and stays.
+func (k kind) whole() bool { return k.backend == "static" }
+
+// blocks are the kinds with raw block volumes.
+func blocks() []kind {
+	return slices.DeleteFunc(kinds(), func(k kind) bool { return k.backend == "btrfs" || k.backend == "dir" })
+}
+
+// tunable says that volumes have settings.
+func (k kind) tunable() bool { return k.backend == "loop" || k.backend == "btrfs" }
+
+// removable are the kinds whose storage can be taken away beneath the driver.
+func removable() []kind {
+	return slices.DeleteFunc(kinds(), func(k kind) bool { return k.fs == "" && k.backend != "lvm" })
+}
+
+// onFileSystem are the kinds of pools that are directories of a file system of their own.
+func onFileSystem() []kind {
+	return slices.DeleteFunc(kinds(), func(k kind) bool { return k.fs == "" })
+}
 
 // each runs a test on every kind of pool.
 func each(t *testing.T, run func(t *testing.T, k kind)) {
@@ -133,6 +163,7 @@ type lab struct {
 	kind kind
 	conf string
 	mnt  string // where the pool's file system is, "" if it is the directory's
+	disk *os.File
 	cmd  *exec.Cmd
 	done chan struct{}
 	conn *grpc.ClientConn
@@ -174,15 +205,44 @@ func newLab(t *testing.T, k kind, size int64, more string) *lab {
 		l.mountPool()
 		pool += "/p"
 	}
-	text := fmt.Sprintf("root=%q\nstate=%q\nsocket=%q\nregistration_dir=''\nkubelet_dir=%q\ndebug_socket=%q\nlog_level='debug'\nnode='n1'\n[pools.p]\nbackend=%q\npath=%q\ndefault=true\nephemeral=true\n",
-		dir+"/root", dir+"/state", dir+"/csi.sock", dir+"/kubelet", dir+"/debug.sock", k.backend, pool)
-	if k.fs == "" {
+	place := fmt.Sprintf("path=%q\n", pool)
+	switch k.backend {
+	case "lvm":
+		place = l.makeGroup(size)
+	case "static":
+		place += l.makeDisks(size)
+	}
+	text := fmt.Sprintf("root=%q\nstate=%q\nsocket=%q\nregistration_dir=''\nkubelet_dir=%q\ndebug_socket=%q\nlog_level='debug'\nnode='n1'\n[pools.p]\nbackend=%q\n%sdefault=true\nephemeral=true\n",
+		dir+"/root", dir+"/state", dir+"/csi.sock", dir+"/kubelet", dir+"/debug.sock", k.backend, place)
+	if k.fs == "" && k.backend == "loop" {
 		text += fmt.Sprintf("size='%d'\n", size)
 	}
 	l.conf = dir + "/csi.toml"
 	l.ok(os.WriteFile(l.conf, []byte(text+more), 0o600))
 	l.start("")
+	l.waitForDisks()
 	return l
+}
+
+// takeAway takes the pool's storage from beneath the driver, and giveBack gives it back; missing is what the driver says
+// meanwhile.
+func (l *lab) takeAway() (missing string) {
+	l.t.Helper()
+	if l.kind.backend == "lvm" {
+		l.detachGroup()
+		return "attach its disks"
+	}
+	l.command("umount", l.mnt)
+	return "mount it"
+}
+
+func (l *lab) giveBack() {
+	l.t.Helper()
+	if l.kind.backend == "lvm" {
+		l.attachGroup()
+		return
+	}
+	l.mountPool()
 }
 
 func (l *lab) mountPool() {
@@ -280,6 +340,8 @@ func (l *lab) end() {
 	for _, m := range slices.Backward(l.mounts()) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
+	l.endGroup()
+	l.endDisks()
 	for range 500 { // a loop device ends a moment after its mount
 		if len(l.loops()) == 0 {
 			break
@@ -316,7 +378,11 @@ func (l *lab) loops() (all []string) {
 }
 
 func (l *lab) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	patience := 30 * time.Second
+	if l.kind.backend == "lvm" { // its commands take half a second each in the emulated guest, and queue
+		patience = 5 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	l.t.Cleanup(cancel)
 	return ctx
 }

@@ -15,7 +15,7 @@ import (
 // tuning is a setting that a pool's volumes have: one that differs from the default, or the default.
 func tuning(k kind, other bool) map[string]string {
 	switch {
-	case k.backend == "dir": // has no settings
+	case !k.tunable():
 		return nil
 	case k.backend == "btrfs" && other:
 		return map[string]string{"compression": "zstd"}
@@ -30,7 +30,7 @@ func tuning(k kind, other bool) map[string]string {
 // tuned says whether a volume that is published at a path has that setting, as the kernel sees it.
 func tuned(t *testing.T, l *lab, id, path string, other bool) bool {
 	t.Helper()
-	if l.kind.backend == "dir" {
+	if !l.kind.tunable() {
 		return true
 	}
 	if l.kind.backend == "btrfs" {

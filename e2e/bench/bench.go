@@ -31,7 +31,7 @@ type Config struct {
 }
 
 // FromEnv reads BERTH_BIN, BERTH_TOOLS, BERTH_OUT, BERTH_BENCH_N, BERTH_BENCH_QUICK, BERTH_BENCH_STEPS (of
-// privileges, sequence, calls, bursts, pulls, lists; commas between) and BERTH_BENCH_SVG.
+// privileges, sequence, calls, bursts, userns, crowded, pulls, lists; commas between) and BERTH_BENCH_SVG.
 func FromEnv() (Config, error) {
 	c := Config{Picture: os.Getenv("BERTH_BENCH_SVG"), Samples: 30, Rounds: 5, Hundreds: 2, Each: 100, Noise: 20, Patience: 5 * time.Second}
 	if s := os.Getenv("BERTH_BENCH_STEPS"); s != "" {
@@ -60,6 +60,9 @@ func FromEnv() (Config, error) {
 	return c, errors.Join(all...)
 }
 
+// asks says whether a step is to be run.
+func (c Config) asks(step string) bool { return len(c.Steps) == 0 || slices.Contains(c.Steps, step) }
+
 // run is the state of a benchmark: sides by their part in it, and what was found.
 type run struct {
 	Config
@@ -83,11 +86,13 @@ func Run(ctx context.Context, c Config) error {
 		{"sequence", fmt.Sprintf("%d pods per side, one after the other, interleaved", c.Samples), b.sequence},
 		{"calls", "system calls of one pod's life", b.calls},
 		{"bursts", fmt.Sprintf("bursts of 30 (%d per side) and 100 (%d per side); memory at 100 pods", c.Rounds, c.Hundreds), b.bursts},
+		{"userns", fmt.Sprintf("%d pods per side and bursts of 100 with user namespaces", c.Samples), b.userns},
+		{"crowded", fmt.Sprintf("%d pods per side and bursts of 100 while %d others run on each", c.Samples, standing), b.crowded},
 		{"pulls", fmt.Sprintf("pulls of 128 MiB in 8 layers and of 11,500 small files (%d each per side, new file systems)", c.Rounds), b.pulls},
 		{"lists", fmt.Sprintf("lists of %d running containers", 10*c.Each), b.lists},
 	}
 	for _, s := range steps {
-		if len(c.Steps) > 0 && s.key != "" && !slices.Contains(c.Steps, s.key) {
+		if s.key != "" && !c.asks(s.key) {
 			continue
 		}
 		fmt.Printf("\n[%4.0f s] %s\n", time.Since(b.begin).Seconds(), s.what)

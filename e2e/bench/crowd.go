@@ -19,7 +19,7 @@ func (b *run) bursts(ctx context.Context) error {
 			for k := range 2 {
 				side := b.stage.pair()[(k+round)%2]
 				b.quiet(ctx)
-				rate, gone, err := b.burst(ctx, side, kind.pods, kind.pods == 100 && round == 0)
+				rate, gone, err := b.burst(ctx, side, pods.Shape{}, kind.pods, kind.pods == 100 && round == 0)
 				if err != nil {
 					return fmt.Errorf("%s: %w", side.Name, err)
 				}
@@ -37,15 +37,15 @@ func (b *run) bursts(ctx context.Context) error {
 		b.report.Add("floor_"+name, "pods/s", up[berth].P50(), up[kernel].P50())
 		b.report.Add(fmt.Sprintf("removal_%d_pods_per_s", kind.pods), "pods/s", down[berth].P50(), down[containerd].P50())
 	}
-	b.memoryRows()
+	b.memoryRows("")
 	return nil
 }
 
 // idle is how long a hundred pods are left alone before they are weighed: garbage collectors return memory late.
 const idle = 25 * time.Second
 
-// burst starts and removes n pods and returns both rates.
-func (b *run) burst(ctx context.Context, side *rig.Side, n int, weigh bool) (up, down float64, err error) {
+// burst starts and removes n pods of a shape and returns both rates.
+func (b *run) burst(ctx context.Context, side *rig.Side, shape pods.Shape, n int, weigh bool) (up, down float64, err error) {
 	var before weight
 	if weigh {
 		settle(ctx, idle)
@@ -53,7 +53,7 @@ func (b *run) burst(ctx context.Context, side *rig.Side, n int, weigh bool) (up,
 			return 0, 0, err
 		}
 	}
-	crowd, took, err := b.stage.runners[side.Name].Burst(ctx, fmt.Sprintf("burst-%d", n), n)
+	crowd, took, err := b.stage.runners[side.Name].With(shape).Burst(ctx, fmt.Sprintf("burst-%d", n), n)
 	if err == nil && weigh {
 		settle(ctx, idle)
 		var at weight
@@ -94,18 +94,19 @@ func weights(side *rig.Side) (w weight, err error) {
 	return w, errors.Join(errs[:]...)
 }
 
-func (b *run) memoryRows() {
+// memoryRows tells what was weighed last on both sides.
+func (b *run) memoryRows(prefix string) {
 	const kib = 1 << 10
 	o, p := b.weights[berth], b.weights[containerd]
 	if o.count == 0 || p.count == 0 {
 		return
 	}
-	b.report.Add("pss_per_pod", "KiB", o.perPod()/kib, p.perPod()/kib)
+	b.report.Add(prefix+"pss_per_pod", "KiB", o.perPod()/kib, p.perPod()/kib)
 	shims := func(w weight) float64 { return float64(w.all-w.daemon) / float64(w.count) / kib }
-	b.report.Add("shim_pss_per_pod", "KiB", shims(o), shims(p))
+	b.report.Add(prefix+"shim_pss_per_pod", "KiB", shims(o), shims(p))
 	with := func(w weight) float64 { return (w.perPod() + float64(w.pauses)/float64(w.count)) / kib }
-	b.report.Add("pss_per_pod_with_pause", "KiB", with(o), with(p))
-	b.report.Add("daemon_pss", "MiB", float64(o.daemon)/kib/kib, float64(p.daemon)/kib/kib)
+	b.report.Add(prefix+"pss_per_pod_with_pause", "KiB", with(o), with(p))
+	b.report.Add(prefix+"daemon_pss", "MiB", float64(o.daemon)/kib/kib, float64(p.daemon)/kib/kib)
 }
 
 // lists times List and Stats at a thousand running containers, in ten pods. It is the last step: the cage ends them.

@@ -19,8 +19,14 @@ func (b *run) finish() error {
 	fmt.Printf("\n[%4.0f s] done; %d samples were taken on a busy machine (PSI over %g %%)\n\n", time.Since(b.begin).Seconds(), b.noisy, b.Noise)
 	b.report.Print(os.Stdout)
 	fmt.Println("\nRows named floor_… have the kernel alone as the peer. The bars:")
-	missed := b.report.PrintBars(os.Stdout, report.Bars())
-	fmt.Printf("\n%d of %d bars hold; the figures are in %s and %s\n", len(report.Bars())-missed, len(report.Bars()), json, b.Picture)
+	bars := report.Bars()
+	for _, condition := range []string{"userns", "crowded"} {
+		if b.asks(condition) {
+			bars = append(bars, report.BarsUnder(condition+"_")...)
+		}
+	}
+	missed := b.report.PrintBars(os.Stdout, bars)
+	fmt.Printf("\n%d of %d bars hold; the figures are in %s and %s\n", len(bars)-missed, len(bars), json, b.Picture)
 	return err
 }
 

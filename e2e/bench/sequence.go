@@ -50,6 +50,11 @@ func (b *run) privileges(ctx context.Context) error {
 	}
 	lines := privilege.Compare(facts[berth], facts[containerd])
 	privilege.Print(os.Stdout, lines)
+	for name, f := range facts { // the bars are to hold under RuntimeDefault, so it has to be in force
+		if f["Seccomp"] != "2" {
+			return fmt.Errorf("%s: a container of profile RuntimeDefault has seccomp mode %q, want 2, a filter", name, f["Seccomp"])
+		}
+	}
 	if bad := privilege.Bad(lines); len(bad) > 0 {
 		return fmt.Errorf("the sides do not do the same: %d privileges differ, the first is %q: berth %q, containerd %q", len(bad), bad[0].Name, bad[0].Berth, bad[0].Peer)
 	}
@@ -67,15 +72,10 @@ func (b *run) sequence(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			for step, d := range t {
-				if i >= 0 {
-					if took[name] == nil {
-						took[name] = map[string]report.Series{}
-					}
-					took[name][step] = append(took[name][step], d.Seconds()*1000)
-				}
+			if i >= 0 {
+				collect(took, name, t)
 			}
-			settle(ctx, 100*time.Millisecond)
+			settle(ctx, pause)
 		}
 		if i < 0 {
 			if err := b.cpu(before); err != nil {
@@ -92,6 +92,19 @@ func (b *run) sequence(ctx context.Context) error {
 	b.report.Add("cpu_seconds_per_pod", "s", used(berth), used(containerd))
 	b.report.Add("cpu_seconds_per_pod_shared_cni", "s", used(berthUpstream), used(containerd))
 	return nil
+}
+
+// pause is what one pod's asynchronous teardown gets before the next one begins.
+const pause = 100 * time.Millisecond
+
+// collect adds a pod's times to its side's, in milliseconds.
+func collect(took map[string]map[string]report.Series, side string, t pods.Times) {
+	if took[side] == nil {
+		took[side] = map[string]report.Series{}
+	}
+	for step, d := range t {
+		took[side][step] = append(took[side][step], d.Seconds()*1000)
+	}
 }
 
 // sample runs one pod on one side, or on the floor.

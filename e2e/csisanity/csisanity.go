@@ -3,6 +3,7 @@
 package csisanity
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,6 +25,8 @@ type Backend struct {
 	Name, Kind, On, FSType string
 	Mkfs                   []string // more arguments
 	Mount                  string   // more options
+	Thin                   bool     // of lvm
+	MiB                    int      // size of the volumes; 0: 1024. They are expanded to twice as much.
 }
 
 // Backends are those that the README lists and that this machine's kernel has all for.
@@ -32,6 +36,15 @@ func Backends() []Backend {
 		{Name: "loop on xfs, volumes xfs", Kind: "loop", On: "xfs", FSType: "xfs"},
 		{Name: "loop on btrfs, volumes ext4", Kind: "loop", On: "btrfs", FSType: "ext4"},
 		{Name: "btrfs", Kind: "btrfs", On: "btrfs"},
+		{Name: "static disks", Kind: "static", MiB: 64},
+	}
+}
+
+// LVM are those that need device-mapper, which Debian's kernel has; see [Guest].
+func LVM() []Backend {
+	return []Backend{
+		{Name: "lvm, thick volumes ext4", Kind: "lvm", FSType: "ext4", MiB: 64},
+		{Name: "lvm, thin volumes xfs", Kind: "lvm", FSType: "xfs", Thin: true, MiB: 320},
 	}
 }
 
@@ -65,12 +78,13 @@ func Run(ctx context.Context, b Backend, bin, tools, out string) (r Result, err 
 		return r, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := pool(b, dir); err != nil {
+	place, end, err := b.make(dir)
+	defer func() { err = errors.Join(err, end()) }()
+	if err != nil {
 		return r, err
 	}
-	defer func() { err = errors.Join(err, command("umount", dir+"/pool")) }()
-	conf := fmt.Sprintf("root=%q\nstate=%q\nsocket=%q\nregistration_dir=''\nkubelet_dir=%q\ndebug_socket=''\nnode='n1'\nlog_level='debug'\n[pools.p]\nbackend=%q\npath=%q\ndefault=true\n",
-		dir+"/root", dir+"/state", dir+"/csi.sock", dir+"/kubelet", b.Kind, dir+"/pool/p")
+	conf := fmt.Sprintf("root=%q\nstate=%q\nsocket=%q\nregistration_dir=''\nkubelet_dir=%q\ndebug_socket=''\nnode='n1'\nlog_level='debug'\n[pools.p]\nbackend=%q\n%sdefault=true\n",
+		dir+"/root", dir+"/state", dir+"/csi.sock", dir+"/kubelet", b.Kind, place)
 	if err := errors.Join(os.Mkdir(dir+"/kubelet", 0o700), os.WriteFile(dir+"/csi.toml", []byte(conf), 0o600)); err != nil {
 		return r, err
 	}
@@ -81,7 +95,7 @@ func Run(ctx context.Context, b Backend, bin, tools, out string) (r Result, err 
 	defer func() { err = errors.Join(err, p.Stop(), keep(p.Log, filepath.Join(out, name(b)+".log"))) }()
 	wait, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	if err := harness.Until(wait, 20*time.Millisecond, p, func() error { _, err := os.Stat(dir + "/csi.sock"); return err }); err != nil {
+	if err := harness.Until(wait, 20*time.Millisecond, p, func() error { _, err := os.Stat(dir + "/csi.sock"); return errors.Join(err, b.ready(dir)) }); err != nil {
 		return r, err
 	}
 	return suite(ctx, b, tools, dir, out)
@@ -101,11 +115,12 @@ func suite(ctx context.Context, b Backend, tools, dir, out string) (Result, erro
 	if err := os.WriteFile(dir+"/tuning.yaml", []byte(tuning), 0o600); err != nil {
 		return Result{}, err
 	}
+	size := cmp.Or(b.MiB, 1024) << 20
 	report := filepath.Join(out, name(b)+".json")
 	cmd := exec.CommandContext(ctx, filepath.Join(tools, "csi-sanity"), "-csi.endpoint", "unix://"+dir+"/csi.sock",
 		"-csi.stagingdir", dir+"/kubelet/staging", "-csi.mountdir", dir+"/kubelet/mount", "-csi.testvolumeparameters", dir+"/params.yaml",
 		"-csi.testvolumemutableparameters", dir+"/tuning.yaml",
-		"-csi.testvolumesize", "1073741824", "-csi.testvolumeexpandsize", "2147483648", "-ginkgo.no-color", "-ginkgo.json-report", report)
+		"-csi.testvolumesize", strconv.Itoa(size), "-csi.testvolumeexpandsize", strconv.Itoa(2*size), "-ginkgo.no-color", "-ginkgo.json-report", report)
 	text, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		return Result{}, err
@@ -149,26 +164,6 @@ func parse(report []byte) (r Result, err error) {
 		err = errors.New("no spec ran")
 	}
 	return r, err
-}
-
-func pool(b Backend, dir string) error {
-	options := "loop"
-	if b.Mount != "" {
-		options += "," + b.Mount
-	}
-	f, err := os.Create(dir + "/pool.img")
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Truncate(24<<30), f.Close(), os.Mkdir(dir+"/pool", 0o700), command("mkfs."+b.On, append(slices.Clone(b.Mkfs), "-q", dir+"/pool.img")...),
-		command("mount", "-t", b.On, "-o", options, dir+"/pool.img", dir+"/pool"))
-}
-
-func command(name string, args ...string) error {
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %v: %w: %s", name, args, err, out)
-	}
-	return nil
 }
 
 func keep(from, to string) error {

@@ -47,19 +47,17 @@ dir = %q
 // up starts the runtime and loads the image.
 func (n *node) up(ctx context.Context) error {
 	n.lab = harness.NewLab("gpureal", n.c.Bin, n.c.Bin)
-	if err := harness.Stop(ctx, n.lab); err != nil {
-		return err
+	runtime := n.berth
+	if n.c.Tools != "" {
+		n.lab = harness.NewLab("gpureal", n.c.Bin, n.c.Tools)
+		runtime = n.containerd
 	}
-	var err error
-	if n.cri, err = n.lab.StartCRI(ctx, harness.Options{}); err != nil {
-		return err
+	err := harness.Stop(ctx, n.lab)
+	if err == nil {
+		err = runtime(ctx)
 	}
-	if n.client, err = harness.Dial(n.lab.Socket()); err != nil {
-		return err
-	}
-	out, err := exec.CommandContext(ctx, filepath.Join(n.c.Bin, "berth-cri"), "--config", filepath.Join(n.lab.Run, "berth.toml"), "image", "import", n.c.Archive).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("image import: %w: %s", err, out)
+		return err
 	}
 	if err := os.MkdirAll(n.plugins(), 0o750); err != nil {
 		return err
@@ -73,6 +71,22 @@ func (n *node) up(ctx context.Context) error {
 		return err
 	}
 	n.pod = run.GetPodSandboxId()
+	return nil
+}
+
+// berth is the runtime, which imports the image.
+func (n *node) berth(ctx context.Context) error {
+	var err error
+	if n.cri, err = n.lab.StartCRI(ctx, harness.Options{}); err != nil {
+		return err
+	}
+	if n.client, err = harness.Dial(n.lab.Socket()); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(n.c.Bin, "berth-cri"), "--config", filepath.Join(n.lab.Run, "berth.toml"), "image", "import", n.c.Archive).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("image import: %w: %s", err, out)
+	}
 	return nil
 }
 

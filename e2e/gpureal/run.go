@@ -16,10 +16,14 @@ import (
 // Config is where everything is.
 type Config struct {
 	Bin, Out, Archive string
+	// Tools has containerd, if that is to be the runtime instead of berth-cri.
+	Tools string
 	// Driver is where the driver's files are, "/" or "/usr/local/nvidia".
 	Driver string
 	// Fake is a profile in place of a GPU.
 	Fake string
+	// Files says that the driver's files are real although the GPU is not: its programs must come as far as the kernel.
+	Files bool
 }
 
 func join(all []error) error { return errors.Join(all...) }
@@ -101,6 +105,10 @@ func (n *node) computes(ctx context.Context, r *report) {
 		err = errors.New(out)
 	}
 	r.check("it may open each node it was given", fmt.Sprintf("%d nodes", strings.Count("\n"+out, "\n/dev/nvidia")), err)
+	if n.c.Files {
+		n.loads(ctx, r, id)
+		return
+	}
 	for _, cmd := range [][]string{{"nvidia-smi", "-L"}, {"vectoradd"}} {
 		if n.c.Fake != "" {
 			r.skip(cmd[0], "there is no GPU")

@@ -59,12 +59,14 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 	if systemd {
 		m.Systemd = true
 		m.Env = append(m.Env, "BERTH_CGROUP_DRIVER=systemd")
-		m.Files["/etc/systemd/system/berth-cri.service"] = "../../deploy/systemd/berth-cri.service"
+		for _, unit := range []string{"berth-cri.service", "berth-netd.service"} {
+			m.Files["/etc/systemd/system/"+unit] = "../../deploy/systemd/" + unit
+		}
 	}
 	for _, dir := range []string{"/etc/apparmor", "/etc/apparmor.d", "/usr/share/apparmor-features"} { // what profiles include
 		m.Files[dir] = dir
 	}
-	for _, p := range []string{"berth-cri", "berth-shim", "berth-cni", "cni/berth", "registry", "testbox"} {
+	for _, p := range []string{"berth-cri", "berth-shim", "berth-cni", "berth-netd", "cni/berth", "registry", "testbox"} {
 		m.Files["/berth/bin/"+p] = filepath.Join(bin, p)
 	}
 	r, err := vm.Run(ctx, m)

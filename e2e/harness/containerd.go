@@ -35,6 +35,7 @@ disabled_plugins = [%[3]s]
   disable_apparmor = true
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
+  cdi_spec_dirs = [%[11]q]
 [plugins.'io.containerd.cri.v1.runtime'.cni]
   bin_dirs = [%[8]q]
   conf_dir = %[9]q
@@ -92,7 +93,7 @@ func (l *Lab) WriteContainerdConfig(o Options) (string, error) {
 	}
 	text := fmt.Sprintf(containerdConfig, filepath.Join(l.Dir, "containerd"), filepath.Join(l.Run, "containerd"),
 		`"`+strings.Join(containerdUnused, `", "`)+`"`, l.ContainerdSocket(), l.ContainerdSocket()+".ttrpc",
-		filepath.Join(l.Dir, "opt"), l.Hosts(), o.Plugins, net, filepath.Join(l.Tool, "runc")) + o.More
+		filepath.Join(l.Dir, "opt"), l.Hosts(), o.Plugins, net, filepath.Join(l.Tool, "runc"), l.CDI()) + o.More
 	conf := filepath.Join(l.Run, "containerd.toml")
 	return conf, os.WriteFile(conf, []byte(text), 0o644)
 }

@@ -22,6 +22,7 @@ import (
 const (
 	busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 	unit    = "berth-cri.service"
+	netUnit = "berth-netd.service"
 	limit   = 2 * time.Minute
 )
 
@@ -54,33 +55,45 @@ func inLab(m *testing.M) int {
 		code = m.Run()
 	}
 	if code != 0 {
-		out, _ := exec.Command("journalctl", "--no-pager", "-o", "cat", "-u", unit).CombinedOutput()
+		out, _ := exec.Command("journalctl", "--no-pager", "-o", "cat", "-u", unit, "-u", netUnit).CombinedOutput()
 		fmt.Fprintf(os.Stderr, "%s\n", out)
 	}
 	return code
 }
 
-// start installs the unit as deploy/systemd has it; the guest has the programs elsewhere.
+// start installs the units as deploy/systemd has them; the guest has the programs elsewhere. The agent comes first, and
+// writes the CNI configuration where nodes have it.
 func start(ctx context.Context) error {
 	if _, err := lab.StartRegistry(ctx); err != nil {
 		return err
 	}
-	conf, err := lab.WriteConfig(harness.Options{})
+	const cni = "/etc/cni/net.d"
+	err := errors.Join(os.MkdirAll("/etc/berth", 0o755), os.MkdirAll(lab.Run, 0o755), os.MkdirAll(cni, 0o755), os.Symlink(cni, filepath.Join(lab.Run, "net.d")))
 	if err != nil {
 		return err
 	}
-	err = errors.Join(os.MkdirAll("/etc/berth", 0o755), os.Symlink(conf, "/etc/berth/cri.toml"), os.Symlink(filepath.Join(lab.Bin, "berth-cri"), "/usr/bin/berth-cri"))
+	if _, err := lab.NetdCommand(); err != nil {
+		return err
+	}
+	conf, err := lab.WriteConfig(harness.Options{Netd: true})
 	if err != nil {
 		return err
+	}
+	for link, file := range map[string]string{
+		"/etc/berth/cri.toml": conf, "/etc/berth/netd.yaml": filepath.Join(lab.Run, "netd.yaml"),
+		"/usr/bin/berth-cri": filepath.Join(lab.Bin, "berth-cri"), "/usr/bin/berth-netd": filepath.Join(lab.Bin, "berth-netd"),
+	} {
+		if err := os.Symlink(file, link); err != nil {
+			return err
+		}
 	}
 	if client, err = harness.Dial(lab.Socket()); err != nil {
 		return err
 	}
-	if err := systemctl("daemon-reload"); err != nil {
-		return err
-	}
-	if err := systemctl("start", unit); err != nil { // returns when the daemon says that it is ready
-		return err
+	for _, args := range [][]string{{"daemon-reload"}, {"start", netUnit}, {"start", unit}} { // return when the daemons say that they are ready
+		if err := systemctl(args...); err != nil {
+			return err
+		}
 	}
 	_, err = client.Images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: busybox}})
 	return err

@@ -33,6 +33,9 @@ type ledger struct {
 	lives    int
 	startErr int // starts that a dying shim took along; only then allowed
 	shimDies bool
+	bothDie  bool // the daemon and its shims, at once: a pod of which nothing runs then is lost, and who ends then ends unseen
+	unseen   int
+	lost     int
 	cut      bool // the power is: what is seen last proves nothing
 	faults   []string
 }
@@ -45,6 +48,13 @@ func (l *ledger) fault(sort, format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.faults = append(l.faults, fmt.Sprintf(format, args...))
+}
+
+// note counts what may happen.
+func (l *ledger) note(what *int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	*what++
 }
 
 func (l *ledger) take(ip, pod string) {
@@ -82,6 +92,10 @@ func lives(ctx context.Context, n *machine, count int) error {
 // life is one pod's: two containers, one that ends by itself and one that is stopped, each with its log and its code.
 func life(ctx context.Context, n *machine, l *ledger, name string) error {
 	p, err := runPod(ctx, n, name)
+	if err != nil && p != nil && l.bothDie && p.lost(ctx) {
+		l.note(&l.lost)
+		return p.remove(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -96,11 +110,16 @@ func life(ctx context.Context, n *machine, l *ledger, name string) error {
 		{"short", shortScript(count, code), false, code, count},
 		{"long", longScript(code), true, code, -1},
 	} {
-		if err := p.container(ctx, l, c.name, c.script, c.stop, c.code, c.count); err != nil {
+		err := p.container(ctx, l, c.name, c.script, c.stop, c.code, c.count)
+		if err != nil && l.bothDie && p.lost(ctx) {
+			l.note(&l.lost)
+			return p.remove(ctx)
+		}
+		if err != nil {
 			return errors.Join(fmt.Errorf("pod %s: %w", name, err), p.remove(ctx))
 		}
 	}
-	if ip, err := p.address(ctx); err != nil || ip != p.ip {
+	if ip, err := p.address(ctx); (err != nil || ip != p.ip) && !(l.bothDie && p.lost(ctx)) {
 		l.fault(restarted, "pod %s has address %q, had %q (%v)", name, ip, p.ip, err)
 	}
 	l.give(p.ip)
@@ -140,6 +159,13 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 			time.Sleep(10 * time.Millisecond)
 		}
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+		if st, err := p.status(ctx, id); err != nil || st.GetState() != cri.ContainerState_CONTAINER_RUNNING {
+			if l.bothDie && st.GetReason() == "Unknown" && st.GetStartedAt() == st.GetCreatedAt() { // answered, and not yet recorded
+				l.note(&l.unseen)
+				return nil
+			}
+			l.fault(restarted, "container %s of pod %s is %v before anybody has stopped it (%v)", name, p.name, st.GetState(), err)
+		}
 		if err := p.stop(ctx, id, 20*time.Second); err != nil {
 			return err
 		}
@@ -147,6 +173,10 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 	st, err := p.ended(ctx, id)
 	if err != nil {
 		return err
+	}
+	if l.bothDie && st.GetReason() == "Unknown" {
+		l.note(&l.unseen)
+		return nil
 	}
 	if int(st.GetExitCode()) != code {
 		l.fault(wrongExits, "container %s of pod %s ended with %d (%s: %s), want %d", name, p.name, st.GetExitCode(), st.GetReason(), st.GetMessage(), code)
@@ -156,6 +186,17 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 		l.fault(lostLog, "container %s of pod %s: %d lines and %q, want %d (%v)", name, p.name, n, rest, count, err)
 	}
 	return nil
+}
+
+// lost says that a pod is not ready any more.
+func (p *sandbox) lost(ctx context.Context) bool {
+	var state cri.PodSandboxState
+	err := again(ctx, "PodSandboxStatus", func(ctx context.Context) error {
+		r, err := p.n.client.Runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.id})
+		state = r.GetStatus().GetState()
+		return err
+	})
+	return err == nil && state == cri.PodSandboxState_SANDBOX_NOTREADY
 }
 
 // resident is a container that lives through a whole test.

@@ -25,13 +25,14 @@ type outage struct {
 	disk string
 }
 
-// TestPowerCuts cuts the power while pods are made: what was not synced is lost, every process is gone, and so is what does
-// not survive a reboot. The daemon starts, at most one record is damaged, what is listed can be removed, and pods can be made.
+// TestPowerCuts cuts the power while pods are made and images pulled: what was not synced is lost, every process is gone, and so
+// is what does not survive a reboot. The daemon starts, at most one record is damaged, what is listed can be removed, an image
+// whose pull was answered is there, and pods can be made.
 func TestPowerCuts(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Minute)
 	defer cancel()
 	o := newOutage(ctx, t)
-	for i := range times(2, 100) {
+	for i := range times(2, 1000) {
 		if err := o.cycle(ctx, i); err != nil {
 			t.Fatalf("cut %d: %v", i, err)
 		}
@@ -119,7 +120,9 @@ func (o *outage) cycle(ctx context.Context, i int) error {
 			}
 		})
 	}
-	time.Sleep(time.Duration(50+rand.IntN(1500)) * time.Millisecond)
+	pulled := false
+	wg.Go(func() { pulled = o.pulls(load) })
+	time.Sleep(time.Duration(20+rand.IntN(500)) * time.Millisecond)
 	err := o.cut()
 	stop()
 	wg.Wait()
@@ -142,10 +145,49 @@ func (o *outage) cycle(ctx context.Context, i int) error {
 			return fmt.Errorf("pod %s is %s after a power cut", p.GetId(), p.GetState())
 		}
 	}
+	if err := o.forget(ctx, pulled); err != nil {
+		return err
+	}
 	if err := errors.Join(o.client.RemoveAll(ctx), lives(ctx, o.machine, 1)); err != nil {
 		return err
 	}
 	return errors.Join(o.empty(), os.RemoveAll(filepath.Join(o.lab.Dir, "berth/records/quarantine")))
+}
+
+// pulls pulls an image again and again until the power is cut, and says whether the last answer was that it is there.
+func (o *outage) pulls(ctx context.Context) (there bool) {
+	image := &cri.ImageSpec{Image: another}
+	for {
+		if _, err := o.client.Images.PullImage(ctx, &cri.PullImageRequest{Image: image}); err != nil {
+			return there
+		}
+		there = true
+		time.Sleep(time.Duration(rand.IntN(100)) * time.Millisecond)
+		if ctx.Err() != nil {
+			return there
+		}
+		there = false // from the request on
+		if _, err := o.client.Images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: image}); err != nil {
+			return there
+		}
+	}
+}
+
+// forget removes the image that was pulled when the power was cut.
+func (o *outage) forget(ctx context.Context, must bool) error {
+	image := &cri.ImageSpec{Image: another}
+	st, err := o.client.Images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: image})
+	if err != nil {
+		return err
+	}
+	if must && st.GetImage() == nil {
+		return errors.New("an image whose pull was answered is not there after the power cut")
+	}
+	if _, err := o.client.Images.PullImage(ctx, &cri.PullImageRequest{Image: image}); err != nil {
+		return err
+	}
+	_, err = o.client.Images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: image})
+	return err
 }
 
 // empty says what is left of pods.

@@ -38,9 +38,10 @@ func rules() []rule {
 			ban: []string{grpc, criAPI, osExec},
 		}
 	}
-	return append(networkRules(leaves), []rule{
+	return slices.Concat(networkRules(leaves), volumeRules(leaves), deviceRules(leaves), []rule{
 		{path: "internal", foreign: []string{sys}, ban: []string{http, osExec}},
 		{path: "internal/house"},
+		{path: "internal/stricttoml", own: []string{"internal/nearest"}, foreign: []string{"github.com/pelletier/go-toml"}, ban: []string{http, osExec}},
 		{path: "proto/errs", ban: []string{osExec, http}},
 		{path: "proto/shim/v1", own: leaves, foreign: []string{sys}, ban: []string{osExec, http}},
 		{path: "proto/cniagent/v1", foreign: []string{sys}, ban: []string{osExec, http}},
@@ -53,28 +54,8 @@ func rules() []rule {
 		{path: "cni/internal/delegate", own: []string{"cni/internal/spec"}, ban: []string{http}}, // IPAM plugins that are not built in
 		{path: "cni/internal/iptables", ban: []string{http}},                                     // iptables-save and -restore
 
-		// deviceplugin, from the leaves up; inventory, alloc, policy and health are pure
-		{path: "deviceplugin/internal/inventory", ban: []string{osPkg, osExec, http, grpc}},
-		{path: "deviceplugin/internal/alloc", own: append(leaves, "deviceplugin/internal/inventory"), ban: []string{osPkg, osExec, http, grpc}},
-		{path: "deviceplugin/internal/health", ban: []string{osPkg, osExec, http, grpc}},
-		{path: "deviceplugin/internal/policy", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/alloc"), ban: []string{osPkg, osExec, http, grpc}},
-		{path: "deviceplugin/internal/driver", own: append(leaves, "deviceplugin/internal/inventory"), foreign: []string{sys}, ban: []string{osExec, http, grpc}},
-		{path: "deviceplugin/internal/cdi", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/driver", "deviceplugin/internal/discovery/fake"), foreign: []string{cdiSpecs}, ban: []string{osExec, http, grpc}},
-		{path: "deviceplugin/internal/ledger", own: leaves, ban: []string{osExec, http, grpc}},
-		{path: "deviceplugin/internal/discovery", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/health", "deviceplugin/internal/driver"), foreign: []string{sys, "sigs.k8s.io/yaml", "github.com/NVIDIA/go-nvml"}, ban: []string{http, grpc}},
-		{path: "deviceplugin/internal/discovery/nvml", own: append(leaves, "deviceplugin/internal/inventory", "deviceplugin/internal/health", "deviceplugin/internal/discovery"), foreign: []string{"github.com/NVIDIA/go-nvml"}, ban: []string{osExec, http, grpc}},
-		{path: "deviceplugin/internal/config", own: append(leaves, "deviceplugin/internal"), foreign: []string{"github.com/pelletier/go-toml"}, ban: []string{osExec, http, grpc}},
-		{path: "deviceplugin/internal/node", own: append(leaves, "deviceplugin/internal"), foreign: []string{cdiSpecs}, ban: []string{osExec, http, grpc, "deviceplugin/internal/server"}},
-		{path: "deviceplugin/internal/server", own: append(leaves, "proto/rpc", "deviceplugin/internal"), foreign: []string{grpc, "google.golang.org/protobuf", "k8s.io/kubelet"}, ban: []string{osExec, http}},
-		{path: "deviceplugin/internal/dra", own: append(leaves, "deviceplugin/internal/view", "deviceplugin/internal/inventory"), foreign: []string{k8s}, ban: []string{osPkg, osExec, http, grpc}},
-		{path: "deviceplugin/internal/dra/core", own: append(leaves, "deviceplugin/internal/view"), ban: []string{osPkg, osExec, grpc, k8s}},
-		{path: "deviceplugin/internal/mps", own: leaves, foreign: []string{sys}, ban: []string{http, grpc}},
-		{path: "deviceplugin/internal/view", own: append(leaves, "deviceplugin/internal"), ban: []string{osPkg, osExec, http, grpc}},
-		{path: "deviceplugin/internal/kubenode", own: leaves, foreign: []string{"sigs.k8s.io/yaml"}, ban: []string{osExec, grpc, k8s}},
-		{path: "deviceplugin/internal/podresources", own: append(leaves, "proto/rpc", "deviceplugin/internal/view"), foreign: []string{grpc, "k8s.io/kubelet"}, ban: []string{osExec, http}},
-		{path: "deviceplugin/cmd", own: append(leaves, "proto", "deviceplugin/internal"), foreignIsFree: true, ban: []string{osExec}},
-
 		{path: "cri/cmd", own: append(leaves, "proto", "cri/internal"), foreignIsFree: true, ban: []string{osExec}},
+		{path: "cri/test", own: append(leaves, "proto", "cri/internal"), foreignIsFree: true}, // what drives its parts without the daemon
 		{path: "cri/internal/server", own: append(leaves, "proto/rpc", "cri/internal/pod", "cri/internal/image"), foreignIsFree: true, ban: []string{osPkg, osExec, http}},
 		{path: "cri/internal/stream", own: append(leaves, "cri/internal/pod", "cri/internal/network"), foreignIsFree: true, ban: []string{grpc, osExec}},
 		{path: "cri/internal/stats", own: append(leaves, "cri/internal/pod", "cri/internal/network", "cri/internal/cgroup"), foreignIsFree: true, ban: []string{grpc, osExec, http}},
@@ -89,7 +70,7 @@ func rules() []rule {
 			path: "cri/internal/spec", own: append(leaves, "cri/internal/cgroup"), foreignIsFree: true,
 			ban: []string{osPkg, "net", "time", "math/rand", "io/ioutil", grpc},
 		},
-		{path: "cri/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
+		{path: "cri/internal/config", own: []string{"internal/stricttoml"}, foreignIsFree: true, ban: []string{osExec, http}},
 		{path: "cri/internal/audit", own: leaves, ban: []string{grpc, osExec, http}}, // the vocabulary of `berth-cri check`
 		adapter("cri/internal/cgroup"),
 		{path: "cri/internal/systemd", own: append(slices.Clone(leaves), "cri/internal/cgroup"), foreign: []string{sys, "github.com/godbus/dbus"}, ban: []string{grpc, criAPI, http}},
@@ -105,40 +86,8 @@ func rules() []rule {
 		adapter("cri/internal/unpacker", "cri/internal/layers"),
 		{path: "cri/internal/unpacker/unpackertest", ban: []string{http, grpc}},
 		adapter("cri/internal/image", "cri/internal/audit", "cri/internal/layers", "cri/internal/registry", "cri/internal/unpacker"), // the domain of images
-		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
-		{path: "csi/cmd", own: append(leaves, "proto", "csi/internal"), foreignIsFree: true, ban: []string{osExec}},
-		{path: "csi/internal/config", own: []string{"internal/nearest"}, foreignIsFree: true, ban: []string{osExec, http}},
-		{
-			path: "csi/internal/driver", own: append(leaves, "csi/internal/volume", "csi/internal/config"), foreignIsFree: true,
-			ban: []string{osPkg, osExec, http, sys},
-		},
-		{path: "csi/test", own: append(leaves, "csi/internal"), foreignIsFree: true},
-		{path: "csi/internal/cluster", own: leaves, foreignIsFree: true, ban: []string{osPkg, osExec, grpc, sys}},
-		{path: "csi/internal/registration", own: []string{"proto/rpc"}, foreignIsFree: true, ban: []string{osExec, http}},
-		{path: "csi/internal/volume", own: append(leaves, "csi/internal/mount"), foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/journal", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/mount", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/loopdev", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/mkfs", own: leaves, ban: []string{http}},
-		{path: "csi/internal/pool", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{
-			path: "csi/internal/loop", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/loopdev", "csi/internal/mkfs"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{
-			path: "csi/internal/btrfs", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{
-			path: "csi/internal/dir", own: append(leaves, "csi/internal/volume", "csi/internal/pool", "csi/internal/mount", "csi/internal/tree"),
-			foreign: []string{sys}, ban: []string{http, osExec},
-		},
-		{path: "csi/internal/gone", own: leaves, foreignIsFree: true, ban: []string{osPkg, osExec, grpc, sys, http}},
-		{path: "csi/internal/tree", own: leaves, foreign: []string{sys}, ban: []string{http, osExec}},
-		{path: "csi/internal/adopt", own: append(leaves, "csi/internal/tree"), foreignIsFree: true, ban: []string{osExec, http}},
-
 		{path: "cri/internal/shims", own: append(leaves, "proto/shim", "cri/internal/cgroup", "cri/internal/systemd"), foreign: []string{sys}, ban: []string{http}},
-	}...)
+	})
 }
 
 func TestImports(t *testing.T) {

@@ -104,6 +104,7 @@ func starters() map[string]string {
 		"deviceplugin/internal/discovery/child/process.go": "berth-gpu itself, to talk to the driver",
 		"cri/internal/unpacker/unpackertest/program.go":    "go build, in tests",
 		"csi/internal/mkfs/mkfs.go":                        "mkfs.ext4, mkfs.xfs, e2fsck, resize2fs",
+		"csi/internal/volgroup/run.go":                     "lvm, which alone may write the metadata of a volume group",
 	}
 }
 
@@ -116,7 +117,7 @@ func shells() []string {
 func TestNoShell(t *testing.T) {
 	fset := token.NewFileSet()
 	for _, file := range sources(t, "cri", "shim", "cni", "csi", "deviceplugin", "proto", "internal") {
-		if strings.HasSuffix(file, "_test.go") || below(file, "shim/test") || below(file, "cni/test") || below(file, "csi/test") {
+		if strings.HasSuffix(file, "_test.go") || below(file, "shim/test") || below(file, "cri/test") || below(file, "cni/test") || below(file, "csi/test") {
 			continue
 		}
 		f, err := parser.ParseFile(fset, filepath.Join(root, file), nil, 0)

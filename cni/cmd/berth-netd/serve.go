@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -12,6 +11,7 @@ import (
 	"github.com/berth-project/berth/cni/internal/kube"
 	"github.com/berth-project/berth/cni/internal/netdconf"
 	"github.com/berth-project/berth/cni/internal/peering"
+	"github.com/berth-project/berth/internal/sdnotify"
 )
 
 // collect is the garbage collector's target in percent: the agent is nearly always idle, and its memory is every node's.
@@ -42,19 +42,5 @@ func serve(ctx context.Context, file string) error {
 	speaker := peering.New(peering.Options{
 		Program: conf.BGP.Program, UID: conf.BGP.UID, Kept: filepath.Join(conf.State, "bgp-routes"), Log: log,
 	})
-	return agent.New(conf, source, speaker, log, version).Run(ctx, notify)
-}
-
-// notify tells systemd (sd_notify(3)); without it there is nobody to tell.
-func notify(state string) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return
-	}
-	_, _ = c.Write([]byte(state)) // systemd's own timeout notices a lost word
-	_ = c.Close()
+	return agent.New(conf, source, speaker, log, version).Run(ctx, sdnotify.Send)
 }

@@ -40,7 +40,7 @@ func (c *call) berth() (out []byte, err error) {
 			c.conf.Backend = netconf.IPTables
 		}
 	}
-	n, err := podnet.Open(c.conf, podnet.Options{Log: c.Stderr, Wanted: c.Wanted})
+	n, err := podnet.Open(c.conf, podnet.Options{Log: c.Stderr, Turn: c.Turn})
 	if err != nil {
 		return nil, err
 	}

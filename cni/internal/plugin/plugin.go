@@ -18,6 +18,7 @@ import (
 	"github.com/berth-project/berth/cni/internal/netconf"
 	"github.com/berth-project/berth/cni/internal/podnet"
 	"github.com/berth-project/berth/cni/internal/spec"
+	"github.com/berth-project/berth/cni/internal/state"
 )
 
 // Invocation is one start of the plugin.
@@ -27,8 +28,8 @@ type Invocation struct {
 	Getenv func(string) string
 	// Environ is the whole environment.
 	Environ []string
-	// Wanted is given by a process that goes on after it: an error once nobody waits for the answer any more.
-	Wanted func() error
+	// Turn is given by a process that goes on after it.
+	Turn   *state.Turn
 	Stdin  io.Reader
 	Stdout io.Writer
 	Stderr io.Writer

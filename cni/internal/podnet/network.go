@@ -75,9 +75,8 @@ const destroyTime = 40
 type Options struct {
 	// Log takes remarks for the node's administrator, a line each.
 	Log io.Writer
-	// Wanted is given by a process that goes on after the verb. Its error ends the verb before it does anything: nobody
-	// waits for the answer.
-	Wanted func() error
+	// Turn is given by a process that goes on after the verb.
+	Turn *state.Turn
 }
 
 // Open takes the state lock and repairs what a killed process or another boot left behind.
@@ -87,10 +86,10 @@ func Open(conf *netconf.Config, o Options) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{conf: conf, log: o.Log, pools: map[netip.Prefix]*ipam.Pool{}, leases: map[string]*hostlocal.Dir{}}
-	if n.store, err = state.Open(conf.StateDir, strings.TrimSpace(string(boot)), lockPatience, o.Wanted); err != nil {
+	if n.store, err = state.Open(conf.StateDir, strings.TrimSpace(string(boot)), lockPatience, o.Turn); err != nil {
 		return nil, err
 	}
-	if o.Wanted != nil {
+	if o.Turn != nil {
 		n.way = linkdel.Thread
 	}
 	if n.route, err = nlwire.Dial(unix.NETLINK_ROUTE); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/berth-project/berth/cni/internal/netns"
 	"github.com/berth-project/berth/cni/internal/plugin"
 	"github.com/berth-project/berth/cni/internal/spec"
+	"github.com/berth-project/berth/cni/internal/state"
 	v1 "github.com/berth-project/berth/proto/cniagent/v1"
 )
 
@@ -32,8 +33,9 @@ const patience = 10 * time.Second
 
 // Server serves one socket. Use [Listen].
 type Server struct {
-	l   *net.UnixListener
-	log *slog.Logger
+	l     *net.UnixListener
+	log   *slog.Logger
+	queue state.Queue
 }
 
 // Listen makes the socket, for root alone. One that is left of an earlier agent is removed: the caller holds the lock.
@@ -86,7 +88,7 @@ func (s *Server) serve(c *net.UnixConn) error {
 	}
 	reply := v1.Reply{Refused: refusal(req)}
 	if reply.Refused == "" {
-		reply = invoke(req, hangup(c))
+		reply = invoke(req, &state.Turn{Wanted: hangup(c), Queue: &s.queue})
 	}
 	return errors.Join(c.SetWriteDeadline(time.Now().Add(patience)), v1.Write(c, reply))
 }
@@ -145,10 +147,10 @@ func variable(env []string, key string) string {
 }
 
 // invoke is one start of the plugin, in this process.
-func invoke(req v1.Request, wanted func() error) v1.Reply {
+func invoke(req v1.Request, turn *state.Turn) v1.Reply {
 	var out, errOut bytes.Buffer
 	code := plugin.Run(plugin.Invocation{
-		Name: "berth", Getenv: func(k string) string { return variable(req.Env, k) }, Environ: req.Env, Wanted: wanted,
+		Name: "berth", Getenv: func(k string) string { return variable(req.Env, k) }, Environ: req.Env, Turn: turn,
 		Stdin: bytes.NewReader(req.Stdin), Stdout: &out, Stderr: &errOut,
 	})
 	return v1.Reply{Exit: code, Stdout: out.Bytes(), Stderr: errOut.Bytes()}

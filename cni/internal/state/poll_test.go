@@ -14,7 +14,7 @@ import (
 // and neither leaves a descriptor or a waiter behind.
 func TestWaiting(t *testing.T) {
 	dir := t.TempDir()
-	wanted := func() error { return nil }
+	wanted := &Turn{Wanted: func() error { return nil }}
 	first, err := Open(dir, "boot", time.Second, wanted)
 	if err != nil {
 		t.Fatal(err)
@@ -24,7 +24,7 @@ func TestWaiting(t *testing.T) {
 		t.Errorf("out of patience: %v", err)
 	}
 	gone := errors.New("gone")
-	if _, err := Open(dir, "boot", time.Minute, func() error { return gone }); !errors.Is(err, gone) {
+	if _, err := Open(dir, "boot", time.Minute, &Turn{Wanted: func() error { return gone }}); !errors.Is(err, gone) {
 		t.Errorf("not wanted while it is another's: %v", err)
 	}
 	got := make(chan error, 1)
@@ -42,7 +42,7 @@ func TestWaiting(t *testing.T) {
 	if err := <-got; err != nil {
 		t.Errorf("the next one: %v", err)
 	}
-	if _, err := Open(dir, "boot", time.Minute, func() error { return gone }); !errors.Is(err, gone) {
+	if _, err := Open(dir, "boot", time.Minute, &Turn{Wanted: func() error { return gone }}); !errors.Is(err, gone) {
 		t.Errorf("not wanted once it is held: %v", err)
 	}
 	if s, err := Open(dir, "boot", 0, wanted); err != nil {

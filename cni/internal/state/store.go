@@ -40,6 +40,7 @@ const formatVersion = 1
 type Store struct {
 	dir  string
 	lock *os.File
+	turn *Turn
 	boot string
 	// fresh says whether the last change ended; deleted is when the last nftables element was deleted.
 	fresh   bool
@@ -47,10 +48,9 @@ type Store struct {
 	header  string
 }
 
-// Open takes the lock, waiting up to patience, and reads the header. It fails with Unavailable when somebody
-// else holds the lock for that long. In a process that goes on, wanted says by an error that nobody waits any more, also
-// once the lock is held; it is nil in one that ends with its answer.
-func Open(dir, bootID string, patience time.Duration, wanted func() error) (*Store, error) {
+// Open takes the lock, waiting up to patience, and reads the header. It fails with Unavailable when somebody else holds the
+// lock for that long. turn is how a process that goes on waits; it is nil in one that ends with its answer.
+func Open(dir, bootID string, patience time.Duration, turn *Turn) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -58,16 +58,16 @@ func Open(dir, bootID string, patience time.Duration, wanted func() error) (*Sto
 	if err != nil {
 		return nil, fmt.Errorf("state lock: %w", err)
 	}
-	if wanted == nil {
+	if turn == nil {
 		err = flock(f, patience)
 	} else {
-		err = poll(f, patience, wanted)
+		err = turn.take(f, patience)
 	}
 	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
-	s := &Store{dir: dir, lock: f, boot: bootID}
+	s := &Store{dir: dir, lock: f, turn: turn, boot: bootID}
 	b := make([]byte, 128)
 	n, _ := f.ReadAt(b, 0)
 	s.header = string(b[:n])
@@ -77,7 +77,7 @@ func Open(dir, bootID string, patience time.Duration, wanted func() error) (*Sto
 	}
 	if !s.Fresh() {
 		if err := s.makeDirs(); err != nil {
-			return nil, errors.Join(err, f.Close())
+			return nil, errors.Join(err, s.Close())
 		}
 	}
 	return s, nil
@@ -120,6 +120,21 @@ func flock(f *os.File, patience time.Duration) error {
 	}
 }
 
+// take waits in the queue and then for the lock. On an error it has neither.
+func (t *Turn) take(f *os.File, patience time.Duration) error {
+	if t.Queue == nil {
+		return poll(f, patience, t.Wanted)
+	}
+	if !t.Queue.enter(patience) {
+		return errs.Unavailable.Errorf("an earlier request has held %s for %s", f.Name(), patience)
+	}
+	err := poll(f, patience, t.Wanted)
+	if err != nil {
+		t.Queue.leave()
+	}
+	return err
+}
+
 // poll is flock for a process that goes on: no thread may wait for a lock whose descriptor is closed by then, nor for
 // somebody who does not want it any more.
 func poll(f *os.File, patience time.Duration, wanted func() error) error {
@@ -144,7 +159,14 @@ func poll(f *os.File, patience time.Duration, wanted func() error) error {
 }
 
 // Close lets go of the lock.
-func (s *Store) Close() error { return s.lock.Close() }
+func (s *Store) Close() error {
+	err := s.lock.Close()
+	if s.turn != nil && s.turn.Queue != nil {
+		s.turn.Queue.leave()
+		s.turn = nil
+	}
+	return err
+}
 
 // Fresh says whether the header is that of this boot and no change was interrupted.
 func (s *Store) Fresh() bool { return s.fresh }

@@ -6,14 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/http/pprof"
-	"slices"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc/codes"
 
 	"github.com/berth-project/berth/cri/internal/pod"
 	"github.com/berth-project/berth/proto/rpc"
@@ -27,37 +23,15 @@ type debugServer struct {
 	socket string
 	start  time.Time
 	images archives
+	calls  rpc.Calls
 
 	mu     sync.Mutex
-	calls  map[call]*tally
 	phases map[string][]pod.Phase
 	order  []string // pods in phases, oldest first
 }
 
-type call struct {
-	method string
-	code   codes.Code
-}
-
-type tally struct {
-	count   uint64
-	seconds float64
-}
-
 func newDebugServer(socket string, images archives) *debugServer {
-	return &debugServer{socket: socket, start: time.Now(), images: images, calls: map[call]*tally{}, phases: map[string][]pod.Phase{}}
-}
-
-func (d *debugServer) observe(method string, code codes.Code, took time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	t := d.calls[call{method, code}]
-	if t == nil {
-		t = &tally{}
-		d.calls[call{method, code}] = t
-	}
-	t.count++
-	t.seconds += took.Seconds()
+	return &debugServer{socket: socket, start: time.Now(), images: images, phases: map[string][]pod.Phase{}}
 }
 
 func (d *debugServer) phase(id string, p pod.Phase) {
@@ -108,26 +82,8 @@ func (d *debugServer) run(ctx context.Context) error {
 
 // metrics is the Prometheus text format, version 0.0.4.
 func (d *debugServer) metrics(w http.ResponseWriter, _ *http.Request) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	var b bytes.Buffer
-	keys := slices.SortedFunc(maps.Keys(d.calls), func(a, b call) int {
-		if a.method != b.method {
-			if a.method < b.method {
-				return -1
-			}
-			return 1
-		}
-		return int(a.code) - int(b.code)
-	})
-	fmt.Fprintln(&b, "# HELP berth_cri_calls_total CRI calls by method and gRPC code.\n# TYPE berth_cri_calls_total counter")
-	for _, k := range keys {
-		fmt.Fprintf(&b, "berth_cri_calls_total{method=%q,code=%q} %d\n", k.method, k.code, d.calls[k].count)
-	}
-	fmt.Fprintln(&b, "# HELP berth_cri_call_seconds_total Time spent in CRI calls.\n# TYPE berth_cri_call_seconds_total counter")
-	for _, k := range keys {
-		fmt.Fprintf(&b, "berth_cri_call_seconds_total{method=%q,code=%q} %g\n", k.method, k.code, d.calls[k].seconds)
-	}
+	d.calls.Metrics(&b, "berth_cri", "CRI")
 	fmt.Fprintf(&b, "# HELP berth_cri_start_time_seconds When the daemon started.\n# TYPE berth_cri_start_time_seconds gauge\nberth_cri_start_time_seconds %d\n", d.start.Unix())
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 	_, _ = w.Write(b.Bytes()) // the client is gone

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,11 +18,16 @@ import (
 	"github.com/berth-project/berth/cri/internal/config"
 	"github.com/berth-project/berth/cri/internal/server"
 	"github.com/berth-project/berth/internal/failpoint"
+	"github.com/berth-project/berth/internal/parts"
+	"github.com/berth-project/berth/internal/sdnotify"
 	"github.com/berth-project/berth/proto/rpc"
 )
 
 // callDeadline is for calls that come without one; the kubelet always sets its own.
 const callDeadline = 10 * time.Minute
+
+// stopGrace is how long calls under way may take once the daemon is told to end.
+const stopGrace = 3 * time.Second
 
 // serve runs the daemon until ctx ends. Containers go on after it.
 func serve(ctx context.Context, path string) error {
@@ -81,57 +85,24 @@ func tuneMemory() (ballast []byte) {
 
 // run serves until ctx ends or a part fails, then stops all parts and waits for them.
 func (d *daemon) run(ctx context.Context, l net.Listener, reload *reloader) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var wg sync.WaitGroup
-	part := func(name string, run func(context.Context) error) {
-		wg.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				cancel(fmt.Errorf("%s: %w", name, err))
-			}
-		})
-	}
-	part("store", d.store.Run)
-	part("orphans", d.shims.Collect)
-	part("images", d.images.Run)
-	part("network", d.network.Run)
-	part("streaming", d.stream.Run)
-	part("stats", d.stats.Run)
-	part("configuration", reload.run)
-	part("debug", d.debug.run)
-	g := grpc.NewServer(rpc.NewEdge(d.log, callDeadline, server.Endless(), d.debug.observe).Options()...)
+	all := parts.Begin(ctx)
+	all.Go("store", d.store.Run)
+	all.Go("orphans", d.shims.Collect)
+	all.Go("images", d.images.Run)
+	all.Go("network", d.network.Run)
+	all.Go("streaming", d.stream.Run)
+	all.Go("stats", d.stats.Run)
+	all.Go("configuration", reload.run)
+	all.Go("debug", d.debug.run)
+	g := grpc.NewServer(rpc.NewEdge(d.log, callDeadline, server.Endless(), d.debug.calls.Observe).Options()...)
 	cri.RegisterRuntimeServiceServer(g, d.server)
 	cri.RegisterImageServiceServer(g, d.server)
-	part("grpc", func(context.Context) error { return g.Serve(l) })
+	all.Go("grpc", func(context.Context) error { return g.Serve(l) })
 	d.log.Info("serving", "socket", l.Addr().String(), "streaming", d.stream.Address(), "version", version)
-	notify("READY=1")
-	<-ctx.Done()
-	notify("STOPPING=1")
-	stopped := make(chan struct{})
-	go func() { g.GracefulStop(); close(stopped) }() //nolint:gocritic // waited for
-	select {
-	case <-stopped:
-	case <-time.After(3 * time.Second):
-		g.Stop()
-		<-stopped
-	}
-	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
-}
-
-// notify tells systemd (sd_notify(3)); without it there is nobody to tell.
-func notify(state string) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return
-	}
-	_, _ = c.Write([]byte(state)) // systemd's own timeout notices a lost word
-	_ = c.Close()
+	sdnotify.Send("READY=1")
+	<-all.Context().Done()
+	sdnotify.Send("STOPPING=1")
+	d.pods.EndEvents()
+	rpc.Stop(g, stopGrace)
+	return all.Wait()
 }

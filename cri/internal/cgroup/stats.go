@@ -73,12 +73,27 @@ func (l *Layout) Read(path string) (Stats, error) {
 // Untouched says that no process was ever in a group: it has none, and has used no time. The unified tree counts that with
 // whatever controllers (cpu.stat in cgroup-v2.rst); without that tree nobody knows.
 func (l *Layout) Untouched(path string) bool {
-	if l.Unified == "" || len(l.Pids(path)) > 0 {
-		return false
+	used, known := l.time(path)
+	return known && used == 0 && len(l.Pids(path)) == 0
+}
+
+// Used says that a process is or was in a group. Without the unified tree only those that are there are known.
+func (l *Layout) Used(path string) bool {
+	used, _ := l.time(path)
+	return used > 0 || len(l.Pids(path)) > 0
+}
+
+// time is what all processes that were ever in a group have used, in microseconds.
+func (l *Layout) time(path string) (used uint64, known bool) {
+	if l.Unified == "" {
+		return 0, false
 	}
 	cpu, err := keyed(filepath.Join(l.Unified+path, "cpu.stat"))
-	used, counted := cpu["usage_usec"]
-	return err == nil && counted && used == 0
+	if err != nil {
+		return 0, false // there is no such group
+	}
+	used, known = cpu["usage_usec"]
+	return used, known
 }
 
 func (l *Layout) readV2(path string) (Stats, error) {

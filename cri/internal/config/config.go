@@ -5,12 +5,12 @@ package config
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/berth-project/berth/internal/stricttoml"
 )
 
 // Config is the whole configuration. The zero value is not valid; start from [Default].
@@ -98,33 +98,13 @@ func Default() Config {
 }
 
 // Load reads path over the defaults. A file that is missing is an error; use Default where none is wanted.
-func Load(path string) (Config, error) {
-	b, err := os.ReadFile(path) //nolint:gosec // the operator's own choice
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration: %w", err)
-	}
-	c, err := Parse(b)
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	return c, nil
-}
+func Load(path string) (Config, error) { return stricttoml.Load(path, Parse) }
 
 // Parse reads TOML over the defaults and validates the result. An unknown key is an error that names the
 // nearest known one.
 func Parse(b []byte) (Config, error) {
 	c := Default()
-	d := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
-		var unknown *toml.StrictMissingError
-		if errors.As(err, &unknown) {
-			return Config{}, unknownKeys(unknown)
-		}
-		var syntax *toml.DecodeError
-		if errors.As(err, &syntax) {
-			row, col := syntax.Position()
-			return Config{}, fmt.Errorf("line %d, column %d: %w", row, col, err)
-		}
+	if err := stricttoml.Decode(b, &c); err != nil {
 		return Config{}, err
 	}
 	c.Image.StallTimeout = time.Duration(c.Image.StallSeconds) * time.Second

@@ -53,6 +53,7 @@ type ContainerState struct {
 	StartedAt  time.Time                    `json:"startedAt,omitzero"`
 	FinishedAt time.Time                    `json:"finishedAt,omitzero"`
 	Pid        int                          `json:"pid,omitempty"`
+	Pipes      map[string]uint64            `json:"pipes,omitempty"` // inodes of the output, by handle
 	Exit       v1.Exit                      `json:"exit"`
 	Reason     string                       `json:"reason,omitempty"`
 	Message    string                       `json:"message,omitempty"`

@@ -19,21 +19,38 @@ type Event struct {
 }
 
 type bus struct {
-	mu   sync.Mutex
-	subs map[chan Event]bool
+	mu    sync.Mutex
+	subs  map[chan Event]bool
+	ended bool
 }
 
 // Subscribe returns a channel of events from now on and a function that ends it. The channel is closed when the
-// subscriber fell too far behind, or ended it.
+// subscriber fell too far behind, or ended it, or events have ended for all (see [Manager.EndEvents]).
 func (m *Manager) Subscribe() (<-chan Event, func()) {
 	ch := make(chan Event, eventBacklog)
 	m.bus.mu.Lock()
 	defer m.bus.mu.Unlock()
+	if m.bus.ended {
+		close(ch)
+		return ch, func() {}
+	}
 	if m.bus.subs == nil {
 		m.bus.subs = map[chan Event]bool{}
 	}
 	m.bus.subs[ch] = true
 	return ch, func() { m.bus.drop(ch) }
+}
+
+// EndEvents closes every subscription, now and from now on: a daemon that stops waits for the calls that are being answered,
+// and a watch is one that would never be.
+func (m *Manager) EndEvents() {
+	m.bus.mu.Lock()
+	defer m.bus.mu.Unlock()
+	m.bus.ended = true
+	for ch := range m.bus.subs {
+		delete(m.bus.subs, ch)
+		close(ch)
+	}
 }
 
 func (b *bus) drop(ch chan Event) {

@@ -54,6 +54,12 @@ func (m *Manager) lives(c *Container) bool {
 	return err == nil && len(m.cfg.Cgroups.Pids(group)) > 0
 }
 
+// wasStarted says that a process ran in a container's group.
+func (m *Manager) wasStarted(c *Container) bool {
+	group, err := m.Group(c)
+	return err == nil && m.cfg.Cgroups.Used(group)
+}
+
 // dead says whether a container's init process has ended, by the pool's pidfd, or in limbo by the cgroup.
 func (m *Manager) dead(c *Container) bool {
 	if m.limbo.has(c.ID) {
@@ -102,6 +108,9 @@ func (m *Manager) regained(found shims.Found) {
 	}
 	ctx, done := m.detach(context.Background(), time.Minute)
 	defer done()
+	if found.Silent == 0 {
+		m.rescue(ctx, found, m.limbo.has)
+	}
 	for _, c := range m.Containers() {
 		st, known := found.Containers[c.ID]
 		switch {

@@ -63,6 +63,7 @@ type Attachments interface {
 
 // Pins give network namespaces a path. Both are idempotent.
 type Pins interface {
+	Path(podID string) string // where Pin binds the namespace
 	Pin(podID string, ns *os.File) (string, error)
 	Unpin(podID string) error
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-project/berth/cri/internal/cgroup"
@@ -285,7 +286,7 @@ func (l *library) held() []string {
 type wires struct {
 	mu       sync.Mutex
 	attached map[string]bool
-	pinned   map[string]bool
+	pinned   map[string]*os.File
 	adds     int
 	dels     int // that succeeded
 	fail     func(verb string) error
@@ -328,15 +329,33 @@ func (w *wires) Pin(id string, ns *os.File) (string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.pinned == nil {
-		w.pinned = map[string]bool{}
+		w.pinned = map[string]*os.File{}
 	}
-	w.pinned[id] = true
-	return fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), nil
+	if w.pinned[id] == nil {
+		fd, err := unix.FcntlInt(ns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		w.pinned[id] = os.NewFile(uintptr(fd), "namespace")
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", w.pinned[id].Fd()), nil
+}
+
+func (w *wires) Path(id string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pinned[id] == nil {
+		return ""
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", w.pinned[id].Fd())
 }
 
 func (w *wires) Unpin(id string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.pinned, id)
+	if f := w.pinned[id]; f != nil {
+		delete(w.pinned, id)
+		return f.Close()
+	}
 	return nil
 }

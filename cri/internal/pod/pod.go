@@ -65,6 +65,21 @@ func key(md *cri.PodSandboxMetadata) string {
 	return fmt.Sprintf("pod %s/%s (uid %s, attempt %d)", md.GetNamespace(), md.GetName(), md.GetUid(), md.GetAttempt())
 }
 
+// namespaces are the kinds that are the pod's own, but for a user namespace.
+func (p *Pod) namespaces() (kinds []string) {
+	opt := p.Config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if !p.hostNetwork() {
+		kinds = append(kinds, "net", "uts")
+	}
+	if opt.GetIpc() != cri.NamespaceMode_NODE {
+		kinds = append(kinds, "ipc")
+	}
+	if opt.GetPid() == cri.NamespaceMode_POD {
+		kinds = append(kinds, "pid")
+	}
+	return kinds
+}
+
 func (p *Pod) hostNetwork() bool {
 	return p.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == cri.NamespaceMode_NODE
 }

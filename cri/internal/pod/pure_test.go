@@ -299,3 +299,25 @@ func TestSlowSubscriber(t *testing.T) {
 	endFast()
 	m.publish(cri.ContainerEventType_CONTAINER_STARTED_EVENT, "p", "c")
 }
+
+// TestEventsEnd: a daemon that stops keeps no watch open, and takes no new one.
+func TestEventsEnd(t *testing.T) {
+	m := New(Config{}, nil, nil, nil)
+	before, endBefore := m.Subscribe()
+	m.EndEvents()
+	after, endAfter := m.Subscribe()
+	for what, events := range map[string]<-chan Event{"an old": before, "a new": after} {
+		select {
+		case _, open := <-events:
+			if open {
+				t.Errorf("%s watch got an event", what)
+			}
+		default:
+			t.Errorf("%s watch is open", what)
+		}
+	}
+	m.publish(cri.ContainerEventType_CONTAINER_STARTED_EVENT, "p", "c")
+	endBefore()
+	endAfter()
+	m.EndEvents()
+}

@@ -20,7 +20,8 @@ import (
 // what should be, supervisors and exit records what is. It is called once, before any request is served.
 //
 // A record of an earlier boot is listed NOTREADY or EXITED (255, Unknown) and keeps everything else; its network
-// attachment is deleted without a namespace. A pod whose making was interrupted is torn down. What supervisors
+// attachment is deleted without a namespace. A pod whose making was interrupted is torn down. What runs without the
+// supervisor that it had is given to another one. What supervisors
 // hold without a record, or with one that nobody can read, is ended: what is not listed nobody could stop.
 func (m *Manager) Recover(ctx context.Context) error {
 	oldPods, err := m.loadPods()
@@ -37,6 +38,9 @@ func (m *Manager) Recover(ctx context.Context) error {
 	found, err := m.shims.Recover(ctx, m.regained)
 	if err != nil {
 		return err
+	}
+	if found.Silent == 0 {
+		m.rescue(ctx, found, func(id string) bool { return !oldContainers[id] })
 	}
 	m.recoverContainers(found, oldContainers)
 	close(m.recovered)
@@ -169,6 +173,10 @@ func (m *Manager) recoverContainers(found shims.Found, old map[string]bool) {
 			if !known && found.Silent > 0 && !old[c.ID] && m.lives(c) {
 				m.limbo.put(c.ID) // started, and not recorded before the daemon died
 				continue
+			}
+			if !known && !old[c.ID] && m.wasStarted(c) { // its start was not recorded, and who knew of it is gone
+				m.started(c, st)
+				break
 			}
 			if !known { // a start that was interrupted before its supervisor answered, or none
 				if err := m.release(c); err != nil {

@@ -131,20 +131,15 @@ func (m *Manager) phase(pod, name string, do func() error) error {
 func (m *Manager) makeNamespaces(ctx context.Context, p *Pod, scope func() error) error {
 	sc := p.Config.GetLinux().GetSecurityContext()
 	opt := sc.GetNamespaceOptions()
-	req := v1.RunPod{ID: p.ID, Sysctls: p.Config.GetLinux().GetSysctls()}
+	req := v1.RunPod{ID: p.ID, Sysctls: p.Config.GetLinux().GetSysctls(), Namespaces: p.namespaces()}
 	if !p.hostNetwork() {
-		req.Namespaces = append(req.Namespaces, "net", "uts")
 		req.Hostname = p.Config.GetHostname()
-	}
-	if opt.GetIpc() != cri.NamespaceMode_NODE {
-		req.Namespaces = append(req.Namespaces, "ipc")
 	}
 	if spec.UserNamespaced(p.Config) {
 		req.UIDMappings, req.GIDMappings = mappings(opt.GetUsernsOptions().GetUids()), mappings(opt.GetUsernsOptions().GetGids())
 	}
 	var groups *cgroup.Handles
 	if opt.GetPid() == cri.NamespaceMode_POD {
-		req.Namespaces = append(req.Namespaces, "pid")
 		err := scope()
 		if err == nil {
 			groups, err = m.podGroup(p)

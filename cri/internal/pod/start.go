@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-project/berth/cri/internal/shims"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
@@ -80,7 +81,7 @@ func (m *Manager) startHeld(ctx context.Context, c *Container) error {
 		m.failStart(c, err)
 		return fmt.Errorf("start container %s: %w", c.Config.GetMetadata().GetName(), err)
 	}
-	c.set(func(s *ContainerState) { s.StartedAt, s.Pid = started.At, started.Pid })
+	c.set(func(s *ContainerState) { s.StartedAt, s.Pid, s.Pipes = started.At, started.Pid, started.Pipes })
 	if err := failStartStarted.Hit(); err != nil {
 		return err
 	}
@@ -92,7 +93,7 @@ func (m *Manager) startHeld(ctx context.Context, c *Container) error {
 }
 
 // launch makes the group and has the supervisor start the process in it.
-func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started startedProcess, err error) {
+func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started shims.Started, err error) {
 	group, err := m.Group(c)
 	if err != nil {
 		return started, err
@@ -129,16 +130,11 @@ func (m *Manager) launch(ctx context.Context, c *Container, p *Pod) (started sta
 	for try := 0; errors.Is(err, errs.Unavailable) && try < 3 && m.cfg.Cgroups.Untouched(group); try++ {
 		s, err = m.shims.Start(ctx, req, handles)
 	}
-	return startedProcess{Pid: s.Pid, At: s.At}, err
+	return s, err
 }
 
 // overlapLimit is how long a start waits for an earlier daemon's start of the same container to end.
 const overlapLimit = 2 * time.Second
-
-type startedProcess struct {
-	Pid int
-	At  time.Time
-}
 
 func (m *Manager) startRequest(c *Container, p *Pod, group string) (v1.Start, error) {
 	raw := c.raw

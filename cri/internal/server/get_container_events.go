@@ -8,7 +8,7 @@ import (
 )
 
 // GetContainerEvents sends every change from now on until the client leaves. A client that falls too far behind
-// is cut off with Aborted, and lists anew.
+// is cut off with Aborted, and lists anew; so is everybody when the daemon stops.
 func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, out grpc.ServerStreamingServer[cri.ContainerEventResponse]) error {
 	events, end := s.pods.Subscribe()
 	defer end()
@@ -16,7 +16,7 @@ func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, out grpc.ServerStre
 		select {
 		case e, ok := <-events:
 			if !ok {
-				return errs.Aborted.Errorf("the client fell behind: list and subscribe anew")
+				return errs.Aborted.Errorf("the client fell behind, or the daemon stops: list and subscribe anew")
 			}
 			msg := &cri.ContainerEventResponse{
 				ContainerId: e.Container, ContainerEventType: e.Type, CreatedAt: e.At.UnixNano(),

@@ -7,9 +7,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
@@ -134,25 +131,6 @@ func (p *Pool) reach(s *shim) bool {
 	return true
 }
 
-// resync passes on the exits that a broken connection swallowed.
-func (p *Pool) resync(hello *v1.HelloReply) {
-	for _, st := range hello.Containers {
-		if st.Exit == nil {
-			continue
-		}
-		p.mu.Lock()
-		e := p.containers[st.ID]
-		missed := e != nil && !e.exited
-		if missed {
-			e.exited = true
-		}
-		p.mu.Unlock()
-		if missed {
-			p.exited(v1.Exited{Container: st.ID, Exit: *st.Exit})
-		}
-	}
-}
-
 // replace starts a new process for a shim that died and gives it all the old one had. It says whether there is one now, or
 // need be none.
 func (p *Pool) replace(ctx context.Context, s *shim) bool {
@@ -170,7 +148,7 @@ func (p *Pool) replace(ctx context.Context, s *shim) bool {
 		return true
 	}
 	p.mu.Lock()
-	s.profiles = map[string]bool{}
+	s.profiles, s.draining = map[string]bool{}, false // the new process is of today's build
 	p.mu.Unlock()
 	hello, err := p.again(ctx, s)
 	if err != nil {
@@ -273,42 +251,4 @@ func (s *shim) adoptContainer(ctx context.Context, e *containerEntry) error {
 	}
 	_, err := s.client().Call(ctx, v1.MethodAdoptContainer, req, fds, nil)
 	return err
-}
-
-// exitOf reads an ended process's status from its pidfd.
-func exitOf(f *os.File) v1.Exit {
-	x := v1.Exit{Code: 255, Unknown: true, At: time.Now()}
-	status, err := pidfdExit(int(f.Fd()))
-	if err != nil {
-		return x
-	}
-	x.Unknown = false
-	if status.Signaled() {
-		x.Signal = int(status.Signal())
-		x.Code = 128 + x.Signal
-	} else {
-		x.Code = status.ExitStatus()
-	}
-	return x
-}
-
-var errNoExit = errs.FailedPrecondition.Errorf("the kernel keeps no exit code in a pidfd (Linux 6.15)")
-
-// pidfdExit is PIDFD_GET_INFO with PIDFD_INFO_EXIT (linux/pidfd.h).
-func pidfdExit(fd int) (unix.WaitStatus, error) {
-	const exitBit = 1 << 3
-	info := struct {
-		Mask, CgroupID                                   uint64
-		Pid, Tgid, Ppid                                  uint32
-		Ruid, Rgid, Euid, Egid, Suid, Sgid, Fsuid, Fsgid uint32
-		ExitCode                                         int32
-	}{Mask: exitBit}
-	const request = 0xc0<<24 | 64<<16 | 0xff<<8 | 11 // _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
-	if err := ioctl(fd, request, &info.Mask); err != nil {
-		return 0, err
-	}
-	if info.Mask&exitBit == 0 {
-		return 0, errNoExit
-	}
-	return unix.WaitStatus(info.ExitCode), nil //nolint:gosec // a wait status
 }

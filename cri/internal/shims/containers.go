@@ -23,6 +23,7 @@ type containerEntry struct {
 	names   []string
 	handles map[string]*os.File
 	exited  bool
+	last    *v1.Exit // its end as this process saw it, which has collected it
 	// homeless says that a shim was replaced before anybody knew static: the successor does not have the container yet.
 	homeless bool
 }
@@ -35,9 +36,10 @@ func (e *containerEntry) close() {
 
 // Started is what Start tells of a running container.
 type Started struct {
-	Pid  int
-	At   time.Time
-	Shim string
+	Pid   int
+	At    time.Time
+	Shim  string
+	Pipes map[string]uint64 // inodes of its output, by handle: see Rescue
 }
 
 // Start starts a container in its pod's shim.
@@ -54,7 +56,9 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	}
 	req.Cgroups = announce(groups)
 	var reply v1.StartReply
+	started := Started{Shim: s.id}
 	err := s.enter(ctx, v1.MethodStart, req, files(groups), &reply, func(fds []*os.File) {
+		started.Pipes = inodes(reply.Handles, fds)
 		e := &containerEntry{shim: s, static: req.Container, oci: req.OCI, pid: reply.Pid, started: reply.StartedAt, names: reply.Handles, handles: byName(reply.Handles, fds)}
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -63,7 +67,8 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 		}
 		p.containers[req.ID] = e
 	})
-	return Started{Pid: reply.Pid, At: reply.StartedAt, Shim: s.id}, err
+	started.Pid, started.At = reply.Pid, reply.StartedAt
+	return started, err
 }
 
 // Signal sends a signal to a container's init, by its pidfd: no shim is asked and no pid can be mistaken.
@@ -117,17 +122,6 @@ func (p *Pool) Dead(id string) bool {
 		return nil
 	})
 	return dead
-}
-
-// ExitOf is what the kernel itself knows of the end of a dead container (PIDFD_INFO_EXIT, Linux 6.15). It is unknown
-// until the container's parent has collected it.
-func (p *Pool) ExitOf(id string) v1.Exit {
-	x := v1.Exit{Code: 255, Unknown: true, At: time.Now()}
-	_ = p.with(id, v1.HandlePidfd, func(f *os.File) error { // unknown it stays
-		x = exitOf(f)
-		return nil
-	})
-	return x
 }
 
 // ReopenLog makes the shim continue a container's log in a new file.

@@ -49,25 +49,41 @@ func (p *Pool) Collect(ctx context.Context) error {
 	}
 }
 
-// collectKnown collects every dead process that the pool has a pidfd of, if it is a child.
+// collectKnown collects every dead process that the pool has a pidfd of, if it is a child, and keeps how it ended.
 func (p *Pool) collectKnown() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range p.containers {
-		collect(e.handles[v1.HandlePidfd])
+		e.collect()
 	}
 	for _, e := range p.pods {
 		collect(e.init)
 	}
 	for _, e := range p.execs {
-		collect(e.pidfd)
+		if x, ok := collect(e.pidfd); ok {
+			e.end(x)
+		}
 	}
 }
 
-func collect(pidfd *os.File) {
-	if pidfd != nil { // ECHILD: it is its shim's, as nearly always
-		_ = unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED|unix.WNOHANG, nil)
+// collect makes the end of a container known that has come to this process when its shim died.
+func (e *containerEntry) collect() {
+	if x, ok := collect(e.handles[v1.HandlePidfd]); ok {
+		e.last = &x
 	}
+}
+
+// collect collects a process, if it is a dead child of this one: nearly always it is its shim's.
+func collect(pidfd *os.File) (v1.Exit, bool) {
+	if pidfd == nil {
+		return v1.Exit{}, false
+	}
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), &info, unix.WEXITED|unix.WNOHANG, nil)
+	if err != nil || info.Signo != int32(unix.SIGCHLD) {
+		return v1.Exit{}, false
+	}
+	return ofChild(&info), true
 }
 
 // collectStrangers collects the dead children that were among the suspects of the last look, and returns the others.

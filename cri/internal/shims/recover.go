@@ -117,8 +117,9 @@ func (p *Pool) enter(ctx context.Context, s *shim, limit time.Duration) (*v1.Hel
 	if err != nil {
 		p.log.Error("shim not fully recovered", "shim", s.id, "error", err)
 	}
+	drains := p.retire(bounded, s, hello)
 	p.mu.Lock()
-	s.draining = hello.Draining
+	s.draining = drains
 	p.mu.Unlock()
 	return hello, nil
 }

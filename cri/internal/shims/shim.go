@@ -259,26 +259,3 @@ func (s *shim) event(e v1.Event) {
 		}
 	}
 }
-
-// ended passes an exit on, once per process.
-func (p *Pool) ended(s *shim, x v1.Exited) {
-	p.mu.Lock()
-	if x.Exec != "" {
-		if e := p.execs[x.Container+"/"+x.Exec]; e != nil { // else nobody waits for it
-			e.end(x.Exit)
-		}
-		p.mu.Unlock()
-		return
-	}
-	e := p.containers[x.Container]
-	if e == nil { // before the answer to Start arrived: Start merges it
-		e = &containerEntry{shim: s}
-		p.containers[x.Container] = e
-	}
-	again := e.exited
-	e.exited = true
-	p.mu.Unlock()
-	if !again {
-		p.exited(x)
-	}
-}

@@ -1,15 +1,9 @@
 package systemd
 
 import (
-	"encoding/binary"
-	"fmt"
 	"runtime"
-)
 
-// base is where the program is mapped; headers are the ELF header and one program header.
-const (
-	base    = 0x400000
-	headers = 64 + 56
+	"github.com/berth-project/berth/internal/tinyelf"
 )
 
 // program is the holder as a static ELF file for this machine. In C:
@@ -20,37 +14,7 @@ const (
 //	for (;;) pause();
 //
 // So it sleeps until its pipe is closed, or for good if there was a byte in it. It ends by a signal.
-func program() ([]byte, error) {
-	var code []byte
-	var machine uint16
-	switch runtime.GOARCH {
-	case "amd64":
-		machine, code = 62, amd64()
-	case "arm64":
-		machine, code = 183, arm64()
-	default:
-		return nil, fmt.Errorf("no holder for %s", runtime.GOARCH)
-	}
-	le := binary.LittleEndian
-	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-	b = le.AppendUint16(b, 2) // ET_EXEC
-	b = le.AppendUint16(b, machine)
-	b = le.AppendUint32(b, 1)
-	for _, v := range [...]uint64{base + headers, 64, 0} { // entry, program headers, no sections
-		b = le.AppendUint64(b, v)
-	}
-	b = le.AppendUint32(b, 0)
-	for _, v := range [...]uint16{64, 56, 1, 64, 0, 0} {
-		b = le.AppendUint16(b, v)
-	}
-	size := uint64(headers + len(code)) //nolint:gosec // small
-	b = le.AppendUint32(b, 1)           // PT_LOAD
-	b = le.AppendUint32(b, 5)           // R+X
-	for _, v := range [...]uint64{0, base, base, size, size, 0x1000} {
-		b = le.AppendUint64(b, v)
-	}
-	return append(b, code...), nil
-}
+func program() ([]byte, error) { return tinyelf.Program(runtime.GOARCH, amd64(), arm64()) }
 
 func amd64() []byte {
 	return append([]byte{
@@ -80,8 +44,7 @@ func amd64() []byte {
 }
 
 func arm64() []byte {
-	var b []byte
-	for _, w := range [...]uint32{
+	return append(tinyelf.Words(
 		0xd28001e0, // mov x0, #15: PR_SET_NAME
 		0x10000281, // adr x1, the name (20 words on)
 		0xd28014e8, // mov x8, #167: prctl
@@ -105,8 +68,5 @@ func arm64() []byte {
 		0xd2800000, // mov x0, #0
 		0xd2800bc8, // mov x8, #94: exit_group
 		0xd4000001, // svc #0
-	} {
-		b = binary.LittleEndian.AppendUint32(b, w)
-	}
-	return append(b, "berth-hold\x00"...)
+	), "berth-hold\x00"...)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,8 +19,10 @@ import (
 	"github.com/berth-project/berth/csi/internal/driver"
 	"github.com/berth-project/berth/csi/internal/journal"
 	"github.com/berth-project/berth/csi/internal/loop"
+	"github.com/berth-project/berth/csi/internal/lvm"
 	"github.com/berth-project/berth/csi/internal/pool"
 	"github.com/berth-project/berth/csi/internal/registration"
+	"github.com/berth-project/berth/csi/internal/static"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -128,7 +131,7 @@ func (d *daemon) pool(name string, c config.Pool) (volume.Pool, error) {
 		return volume.Pool{}, err
 	}
 	out := volume.Pool{
-		Name: name, Path: c.Path, Kind: c.Backend, Size: size, KeepFree: free, Overcommit: c.Overcommit, Inline: c.Ephemeral, Default: c.Default,
+		Name: name, Path: c.Where(), Kind: c.Backend, Size: size, KeepFree: free, Overcommit: c.Overcommit, Inline: c.Ephemeral, Default: c.Default,
 		Open: func() (volume.Backend, error) { return d.open(name, c) },
 	}
 	b, err := out.Open()
@@ -147,20 +150,42 @@ func (d *daemon) pool(name string, c config.Pool) (volume.Pool, error) {
 func (d *daemon) open(name string, c config.Pool) (volume.Backend, error) {
 	key := "pool/" + name
 	known := strings.Trim(string(d.journal.Get(key)), `"`)
-	p, err := pool.Open(c.Path, name, known)
+	b, id, err := backend(name, known, c)
 	if err != nil {
 		return nil, err
 	}
 	if known == "" {
-		if err := d.journal.Put(key, p.ID(), true); err != nil {
+		if err := d.journal.Put(key, id, true); err != nil {
 			return nil, err
 		}
 	}
+	return b, nil
+}
+
+// backend opens the storage of a pool, which has had the identity known before, or is new.
+func backend(name, known string, c config.Pool) (b volume.Backend, id string, err error) {
+	if c.Backend == "lvm" {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		l, err := lvm.New(ctx, lvm.Pool{Name: name, Program: c.Program, Group: c.Group, Thin: c.ThinPool, Known: known})
+		if err != nil {
+			return nil, "", err
+		}
+		return l, l.ID(), nil
+	}
+	p, err := pool.Open(c.Path, name, known)
+	if err != nil {
+		return nil, "", err
+	}
 	switch c.Backend {
 	case "btrfs":
-		return btrfs.New(p)
+		b, err = btrfs.New(p)
 	case "dir":
-		return dir.New(p)
+		b, err = dir.New(p)
+	case "static":
+		b, err = static.New(p, c.Devices)
+	default: // validated: there is no other
+		b, err = loop.New(p)
 	}
-	return loop.New(p) // validated: there is no other
+	return b, p.ID(), err
 }

@@ -2,19 +2,13 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/http/pprof"
-	"slices"
-	"sync"
 	"time"
-
-	"google.golang.org/grpc/codes"
 
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/proto/rpc"
@@ -25,35 +19,11 @@ type debugServer struct {
 	socket  string
 	start   time.Time
 	volumes *volume.Manager
-
-	mu    sync.Mutex
-	calls map[call]*tally
-}
-
-type call struct {
-	method string
-	code   codes.Code
-}
-
-type tally struct {
-	count   uint64
-	seconds float64
+	calls   rpc.Calls
 }
 
 func newDebugServer(socket string, m *volume.Manager) *debugServer {
-	return &debugServer{socket: socket, start: time.Now(), volumes: m, calls: map[call]*tally{}}
-}
-
-func (d *debugServer) observe(method string, code codes.Code, took time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	t := d.calls[call{method, code}]
-	if t == nil {
-		t = &tally{}
-		d.calls[call{method, code}] = t
-	}
-	t.count++
-	t.seconds += took.Seconds()
+	return &debugServer{socket: socket, start: time.Now(), volumes: m}
 }
 
 // run serves until ctx ends; without a socket it only waits.
@@ -113,7 +83,7 @@ func (d *debugServer) tables(w http.ResponseWriter, r *http.Request) {
 // metrics is the Prometheus text format, version 0.0.4.
 func (d *debugServer) metrics(w http.ResponseWriter, r *http.Request) {
 	var b bytes.Buffer
-	d.callMetrics(&b)
+	d.calls.Metrics(&b, "berth_csi", "CSI")
 	family := func(name, help string, value func(volume.State) int64) {
 		fmt.Fprintf(&b, "# HELP berth_csi_pool_%[1]s %[2]s\n# TYPE berth_csi_pool_%[1]s gauge\n", name, help)
 		for _, s := range d.volumes.States(r.Context()) {
@@ -129,20 +99,4 @@ func (d *debugServer) metrics(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(&b, "# HELP berth_csi_start_time_seconds When the driver started.\n# TYPE berth_csi_start_time_seconds gauge\nberth_csi_start_time_seconds %d\n", d.start.Unix())
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 	_, _ = w.Write(b.Bytes()) // the client is gone
-}
-
-func (d *debugServer) callMetrics(b *bytes.Buffer) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	keys := slices.SortedFunc(maps.Keys(d.calls), func(x, y call) int {
-		return cmp.Or(cmp.Compare(x.method, y.method), cmp.Compare(x.code, y.code))
-	})
-	fmt.Fprintln(b, "# HELP berth_csi_calls_total CSI calls by method and gRPC code.\n# TYPE berth_csi_calls_total counter")
-	for _, k := range keys {
-		fmt.Fprintf(b, "berth_csi_calls_total{method=%q,code=%q} %d\n", k.method, k.code, d.calls[k].count)
-	}
-	fmt.Fprintln(b, "# HELP berth_csi_call_seconds_total Time spent in CSI calls.\n# TYPE berth_csi_call_seconds_total counter")
-	for _, k := range keys {
-		fmt.Fprintf(b, "berth_csi_call_seconds_total{method=%q,code=%q} %g\n", k.method, k.code, d.calls[k].seconds)
-	}
 }

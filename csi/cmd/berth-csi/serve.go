@@ -8,18 +8,21 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/berth-project/berth/csi/internal/config"
 	"github.com/berth-project/berth/internal/failpoint"
+	"github.com/berth-project/berth/internal/parts"
 	"github.com/berth-project/berth/proto/rpc"
 )
 
 // callDeadline is for calls that come without one; the kubelet and the sidecars always set their own.
 const callDeadline = 10 * time.Minute
+
+// stopGrace is how long calls under way may take once the daemon is told to end.
+const stopGrace = 3 * time.Second
 
 // serve runs the driver until ctx ends. Mounts go on after it.
 func serve(ctx context.Context, path, node string) error {
@@ -52,40 +55,20 @@ func serve(ctx context.Context, path, node string) error {
 
 // run serves until ctx ends or a part fails, then stops all parts and waits for them.
 func (d *daemon) run(ctx context.Context, l net.Listener) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var wg sync.WaitGroup
-	part := func(run func(context.Context) error) {
-		wg.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				cancel(err)
-			}
-		})
-	}
-	g := grpc.NewServer(rpc.NewEdge(d.log, callDeadline, nil, d.debug.observe).Options()...)
+	all := parts.Begin(ctx)
+	g := grpc.NewServer(rpc.NewEdge(d.log, callDeadline, nil, d.debug.calls.Observe).Options()...)
 	d.driver.Register(g)
-	part(d.volumes.Run)
-	part(d.debug.run)
-	part(func(context.Context) error { return g.Serve(l) })
+	all.Go("volumes", d.volumes.Run)
+	all.Go("debug", d.debug.run)
+	all.Go("grpc", func(context.Context) error { return g.Serve(l) })
 	if d.conf.Registry != "" {
-		part(func(ctx context.Context) error { return d.registration.Run(ctx, d.conf.Registry) })
+		all.Go("registration", func(ctx context.Context) error { return d.registration.Run(ctx, d.conf.Registry) })
 	}
 	if d.loops != nil {
-		part(d.loops.Run)
+		all.Go("loops", d.loops.Run)
 	}
 	d.log.Info("serving", "socket", l.Addr().String(), "driver", d.conf.Driver, "node", d.conf.Node, "version", version)
-	<-ctx.Done()
-	stopped := make(chan struct{})
-	go func() { g.GracefulStop(); close(stopped) }() //nolint:gocritic // waited for
-	select {
-	case <-stopped:
-	case <-time.After(3 * time.Second):
-		g.Stop()
-		<-stopped
-	}
-	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+	<-all.Context().Done()
+	rpc.Stop(g, stopGrace)
+	return all.Wait()
 }

@@ -5,9 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -16,7 +14,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"github.com/berth-project/berth/internal/nearest"
+	"github.com/berth-project/berth/internal/stricttoml"
 )
 
 // Config is the whole configuration. The zero value is not valid; start from [Default].
@@ -47,17 +45,6 @@ type Cluster struct {
 	OrphanAge  string  `toml:"orphan_after" comment:"A volume without a PersistentVolume for so long (Go duration) is reported as an orphan."`
 }
 
-// Pool is one directory, or one file system, that volumes are made in.
-type Pool struct {
-	Backend    string  `toml:"backend" comment:"loop, btrfs or dir."`
-	Path       string  `toml:"path" comment:"A directory; its file system must stay mounted."`
-	Size       string  `toml:"size" comment:"What may be promised in all, like 100Gi; empty: the file system's size less keep_free."`
-	KeepFree   string  `toml:"keep_free" comment:"What is left free of the file system for others."`
-	Overcommit float64 `toml:"overcommit" comment:"How often size may be promised; above 1 volumes are sparse and may meet a full pool."`
-	Ephemeral  bool    `toml:"ephemeral" comment:"Pods may ask for inline volumes here."`
-	Default    bool    `toml:"default" comment:"The pool of a StorageClass that names none."`
-}
-
 // Default is the configuration of an empty file, but for the pools: there is none.
 func Default() Config {
 	return Config{
@@ -77,69 +64,19 @@ func Example() Config {
 }
 
 // Load reads path over the defaults.
-func Load(path string) (Config, error) {
-	b, err := os.ReadFile(path) //nolint:gosec // the operator's own choice
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration: %w", err)
-	}
-	c, err := Parse(b)
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	return c, nil
-}
+func Load(path string) (Config, error) { return stricttoml.Load(path, Parse) }
 
 // Parse reads TOML over the defaults and validates the result. An unknown key is an error that names the nearest
 // known one.
 func Parse(b []byte) (Config, error) {
 	c := Default()
-	d := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
-		var unknown *toml.StrictMissingError
-		if errors.As(err, &unknown) {
-			return Config{}, unknownKeys(unknown)
-		}
-		var syntax *toml.DecodeError
-		if errors.As(err, &syntax) {
-			row, col := syntax.Position()
-			return Config{}, fmt.Errorf("line %d, column %d: %w", row, col, err)
-		}
+	if err := stricttoml.Decode(b, &c); err != nil {
 		return Config{}, err
 	}
 	for name, p := range c.Pools {
-		if p.Overcommit == 0 {
-			p.Overcommit = 1
-		}
-		c.Pools[name] = p
+		c.Pools[name] = p.completed()
 	}
 	return c, c.Validate()
-}
-
-// unknownKeys turns the decoder's list into one error each. A pool's name is the operator's.
-func unknownKeys(missing *toml.StrictMissingError) error {
-	var all []error
-	for _, e := range missing.Errors {
-		key := e.Key()
-		row, _ := e.Position()
-		known, shown := keys(reflect.TypeFor[Config](), ""), strings.Join(key, ".")
-		if len(key) > 2 && key[0] == "pools" {
-			known = keys(reflect.TypeFor[Pool](), "pools."+key[1]+".")
-		}
-		all = append(all, fmt.Errorf("line %d: unknown key %q, nearest is %q", row, shown, nearest.To(shown, known)))
-	}
-	return errors.Join(all...)
-}
-
-func keys(t reflect.Type, prefix string) []string {
-	var all []string
-	for i := range t.NumField() {
-		name := t.Field(i).Tag.Get("toml")
-		all = append(all, prefix+name)
-		if ft := t.Field(i).Type; ft.Kind() == reflect.Struct {
-			all = append(all, keys(ft, prefix+name+".")...)
-		}
-	}
-	return all
 }
 
 // Text is the configuration as a commented TOML file.
@@ -149,8 +86,9 @@ func (c Config) Text() (string, error) {
 }
 
 var (
-	driverName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`) // CSI: domain name notation, at most 63
-	poolName   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+	driverName      = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)  // CSI: domain name notation, at most 63
+	volumeGroupName = regexp.MustCompile(`^[a-zA-Z0-9_.+][a-zA-Z0-9_.+-]{0,126}$`) // lvm(8): VALID NAMES
+	poolName        = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 )
 
 // Validate says everything that is wrong at once.
@@ -210,33 +148,6 @@ func (k Cluster) validate() (all []error) {
 	}
 	if k.QPS <= 0 || k.Burst < 1 || k.Workers < 1 || k.Workers > 1000 {
 		all = append(all, fmt.Errorf("cluster: qps %g, burst %d, workers %d: all must be above 0, workers at most 1000", k.QPS, k.Burst, k.Workers))
-	}
-	return all
-}
-
-// Backends are the backends there are.
-func Backends() []string { return []string{"loop", "btrfs", "dir"} }
-
-func (p Pool) validate(name string) (all []error) {
-	bad := func(key, format string, args ...any) {
-		all = append(all, fmt.Errorf("pools.%s.%s: %s", name, key, fmt.Sprintf(format, args...)))
-	}
-	if !poolName.MatchString(name) {
-		all = append(all, fmt.Errorf("pools: %q is no name of at most 32 small letters, digits and dashes", name))
-	}
-	if !slices.Contains(Backends(), p.Backend) {
-		bad("backend", "%q, want one of %s", p.Backend, strings.Join(Backends(), ", "))
-	}
-	if !filepath.IsAbs(p.Path) || filepath.Clean(p.Path) == "/" {
-		bad("path", "%q is not an absolute path below /", p.Path)
-	}
-	for key, text := range map[string]string{"size": p.Size, "keep_free": p.KeepFree} {
-		if _, err := Bytes(text); err != nil {
-			bad(key, "%v", err)
-		}
-	}
-	if p.Overcommit < 1 || p.Overcommit > 100 {
-		bad("overcommit", "%g, want 1 to 100", p.Overcommit)
 	}
 	return all
 }

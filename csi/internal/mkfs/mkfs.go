@@ -1,6 +1,6 @@
 // Package mkfs makes and repairs file systems with the programs of e2fsprogs and xfsprogs, which know their formats
-// better than we ever would. It is the only package of berth-csi that starts programs, always without a shell, always
-// on an open file that it hands down, and it formats only what its caller has just made: see [New].
+// better than we ever would. It starts them without a shell, always on an open file that it hands down, and formats only
+// what its caller has just made: see [New].
 package mkfs
 
 import (
@@ -43,6 +43,17 @@ func Missing(fstype string) []string {
 // New makes a file system in a file that the caller has made, whose every byte reads as zero and that nobody else
 // knows. Nothing is discarded, which would punch holes into a thick file, and nothing is zeroed again.
 func New(ctx context.Context, fstype string, file *os.File) error {
+	return create(ctx, fstype, file, "nodiscard,lazy_itable_init=1,lazy_journal_init=1,assume_storage_prezeroed=1", 0)
+}
+
+// NewOn makes a file system of size bytes on a device of which only the first 64 KiB need be zero: what else it holds
+// is overwritten or never shown by the file system.
+func NewOn(ctx context.Context, fstype string, dev *os.File, size int64) error {
+	return create(ctx, fstype, dev, "nodiscard,lazy_itable_init=1,lazy_journal_init=0", size)
+}
+
+// create runs the program; extended are mke2fs's options of -E, size 0 is all there is.
+func create(ctx context.Context, fstype string, file *os.File, extended string, size int64) error {
 	var first [64 << 10]byte
 	if _, err := file.ReadAt(first[:], 0); err != nil {
 		return err
@@ -53,10 +64,17 @@ func New(ctx context.Context, fstype string, file *os.File) error {
 	const self = "/proc/self/fd/3"
 	switch fstype {
 	case "ext4":
-		return run(ctx, file, 0, "mkfs.ext4", "-F", "-q", "-b", "4096", "-m", "0", "-E",
-			"nodiscard,lazy_itable_init=1,lazy_journal_init=1,assume_storage_prezeroed=1", self)
+		args := []string{"-F", "-q", "-b", "4096", "-m", "0", "-E", extended, self}
+		if size > 0 {
+			args = append(args, fmt.Sprintf("%dK", size/4096*4))
+		}
+		return run(ctx, file, 0, "mkfs.ext4", args...)
 	case "xfs":
-		return run(ctx, file, 0, "mkfs.xfs", "-q", "-K", "-f", "-s", "size=4096", self)
+		args := []string{"-q", "-K", "-f", "-s", "size=4096"}
+		if size > 0 {
+			args = append(args, "-d", fmt.Sprintf("size=%d", size/4096*4096))
+		}
+		return run(ctx, file, 0, "mkfs.xfs", append(args, self)...)
 	}
 	return errs.InvalidArgument.Errorf("fs_type %q: want ext4 or xfs", fstype)
 }

@@ -60,6 +60,10 @@ type Traits struct {
 	Charged bool
 	// NodeGrows: after Resize the mounted file system must be grown too.
 	NodeGrows bool
+	// NoCopies: there are neither snapshots nor clones.
+	NoCopies bool
+	// Whole: a volume has storage for itself that may be larger than it, so that growing takes nothing from the pool.
+	Whole bool
 }
 
 // Space is the state of a pool in bytes and inodes; InodesFree is negative where there is no limit.
@@ -101,7 +105,8 @@ type Store interface {
 type Keeper interface {
 	// Space asks the pool.
 	Space(ctx context.Context) (Space, error)
-	// Unbacked is how many bytes of what was promised to all these volumes are not allocated yet.
+	// Unbacked is how many bytes of what was promised to all these volumes are not allocated yet, or cannot be, at the
+	// moment of the Space that was asked for just before; nobody else asks the pool in between.
 	Unbacked(ctx context.Context, all []Spec) (int64, error)
 	// Inventory lists the ids of all volumes and snapshots that have storage.
 	Inventory(ctx context.Context) (volumes, snapshots []string, err error)
@@ -150,7 +155,7 @@ type Snapshots interface {
 	Thaw(ctx context.Context, mounted *os.File) error
 }
 
-// Backend is all that a pool's storage can do. Package contract holds what each must pass.
+// Backend is all that a pool's storage can do. The tests in csi/test are what each must pass.
 type Backend interface {
 	Store
 	Keeper

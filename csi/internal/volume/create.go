@@ -207,6 +207,9 @@ func design(p *Pool, r CreateRequest, from origin) (Volume, error) {
 	if r.Block && !t.Block {
 		return v, errs.InvalidArgument.Errorf("volume_capabilities: pool %s (%s) has no raw block volumes: use a pool of the loop backend", p.Name, p.Kind)
 	}
+	if t.NoCopies && !r.Source.None() {
+		return v, errs.InvalidArgument.Errorf("volume_content_source: pool %s (%s) has no snapshots and no clones", p.Name, p.Kind)
+	}
 	least := t.MinSize
 	if !r.Source.None() {
 		size, block, fstype := from.volume.Capacity, from.volume.Block, from.volume.FSType

@@ -61,8 +61,10 @@ func (m *Manager) promiseMore(ctx context.Context, p *Pool, v Volume, required i
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.reserveLocked(p, s, required-v.Capacity); err != nil {
-		return v, err
+	if !p.Backend.Traits().Whole {
+		if err := m.reserveLocked(p, s, required-v.Capacity); err != nil {
+			return v, err
+		}
 	}
 	v.Growing, v.Capacity = v.Capacity, required
 	m.volumes[v.ID] = v

@@ -26,6 +26,8 @@ type poolState struct {
 }
 
 func (m *Manager) ask(ctx context.Context, p *Pool) (poolState, error) {
+	p.asking.Lock()
+	defer p.asking.Unlock()
 	space, err := p.Backend.Space(ctx)
 	if err != nil {
 		return poolState{}, err

@@ -37,6 +37,8 @@ type Pool struct {
 	Overcommit float64
 	Inline     bool // ephemeral volumes of pods are allowed
 	Default    bool
+
+	asking *sync.Mutex // held over Space and Unbacked of the backend
 }
 
 // Config of a Manager.
@@ -77,6 +79,7 @@ func New(conf Config, records Records) (*Manager, error) {
 		busy: map[string]string{}, next: uint64(time.Now().UnixNano()) >> 20, //nolint:gosec // after 1970
 	}
 	for i := range conf.Pools {
+		conf.Pools[i].asking = &sync.Mutex{}
 		m.pools[conf.Pools[i].Name] = &conf.Pools[i]
 	}
 	err := errors.Join(
@@ -215,6 +218,11 @@ func (m *Manager) Pools() []Pool {
 		all = append(all, *m.pools[name])
 	}
 	return all
+}
+
+// Copies says whether there may be a snapshot or a clone in any pool; of one that is not there yet nobody knows.
+func (m *Manager) Copies() bool {
+	return slices.ContainsFunc(m.Pools(), func(p Pool) bool { return p.Backend == nil || !p.Backend.Traits().NoCopies })
 }
 
 // Volumes lists all volumes that are complete, by id.

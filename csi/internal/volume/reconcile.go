@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/berth-project/berth/internal/failpoint"
@@ -202,21 +203,25 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer tick.Stop()
 	look := time.NewTicker(lookForPools)
 	defer look.Stop()
+	var purgers sync.WaitGroup
+	defer purgers.Wait()
+	wake := map[string]chan struct{}{}
+	for _, p := range m.Pools() {
+		w := make(chan struct{}, 1)
+		wake[p.Name] = w
+		purgers.Go(func() { m.purge(ctx, p.Name, w) })
+	}
 	m.Purge()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-m.trash:
-			for _, p := range m.Pools() {
-				if p.Backend == nil {
-					continue
+			for _, w := range wake {
+				select {
+				case w <- struct{}{}:
+				default: // it will look once more anyway
 				}
-				left, err := p.Backend.Purge(ctx)
-				if err != nil && ctx.Err() == nil {
-					m.log.Warn("erasing what was removed", "pool", p.Name, "left", left, "error", err)
-				}
-				m.changed(p.Name)
 			}
 		case <-look.C:
 			m.reopen(ctx)
@@ -224,6 +229,26 @@ func (m *Manager) Run(ctx context.Context) error {
 			m.retry(ctx)
 			m.Purge()
 		}
+	}
+}
+
+// purge erases what was removed from a pool, whenever it is woken. A disk may take hours, so each pool has its own.
+func (m *Manager) purge(ctx context.Context, pool string, wake <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-wake:
+		}
+		p, err := m.pool(pool)
+		if err != nil {
+			continue // not there: health says so
+		}
+		left, err := p.Backend.Purge(ctx)
+		if err != nil && ctx.Err() == nil {
+			m.log.Warn("erasing what was removed", "pool", pool, "left", left, "error", err)
+		}
+		m.changed(pool)
 	}
 }
 

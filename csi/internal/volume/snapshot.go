@@ -97,6 +97,9 @@ func (m *Manager) take(ctx context.Context, p *Pool, of []Volume, todo []Snapsho
 }
 
 func (m *Manager) promiseSnapshots(ctx context.Context, p *Pool, of []Volume, todo []Snapshot) ([]Snapshot, error) {
+	if p.Backend.Traits().NoCopies {
+		return nil, errs.FailedPrecondition.Errorf("source_volume_id: pool %s (%s) has no snapshots", p.Name, p.Kind)
+	}
 	now := time.Now().UTC()
 	var sum int64
 	todo = slices.Clone(todo)

@@ -125,14 +125,10 @@ func library(conf config.Config) string {
 	if view == "" {
 		view = conf.Driver.Root
 	}
-	for _, dir := range []string{"usr/lib/" + driver.Triplet(), "usr/lib64", "lib64", "lib", "usr/local/nvidia/lib64"} {
-		if at := filepath.Join(view, dir, "libnvidia-ml.so.1"); view != "/" {
-			if _, err := os.Stat(at); err == nil {
-				return at
-			}
-		}
+	if view == "/" {
+		return "" // the loader knows
 	}
-	return ""
+	return driver.NVML(driver.Root{Host: conf.Driver.Root, View: view})
 }
 
 func load(path string) (config.Config, error) {

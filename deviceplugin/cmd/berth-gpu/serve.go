@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sync"
 
 	"github.com/berth-project/berth/internal/failpoint"
+	"github.com/berth-project/berth/internal/parts"
 )
 
 // serve runs the plugin until ctx ends. Containers keep their GPUs after it.
@@ -45,31 +44,19 @@ func tuneMemory() {
 
 // run serves until ctx ends or a part fails, then stops all parts and waits for them.
 func (d *daemon) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var wg sync.WaitGroup
-	part := func(name string, run func(context.Context) error) {
-		wg.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				cancel(fmt.Errorf("%s: %w", name, err))
-			}
-		})
-	}
-	part("node", d.node.Run)
-	part("server", d.server.Run)
-	part("debug", d.debug.run)
-	part("configuration", d.reload.run)
-	part("ledger", d.reconcile)
-	part("labels", d.label)
-	part("cluster", func(ctx context.Context) error { return d.cluster.watch(ctx, d.reload.choose) })
-	part("node labels", d.labelNode)
-	part("mps", d.mps.Run)
-	part("sharing", d.share)
-	<-ctx.Done()
-	wg.Wait()
+	all := parts.Begin(ctx)
+	all.Go("node", d.node.Run)
+	all.Go("server", d.server.Run)
+	all.Go("debug", d.debug.run)
+	all.Go("configuration", d.reload.run)
+	all.Go("ledger", d.reconcile)
+	all.Go("labels", d.label)
+	all.Go("cluster", func(ctx context.Context) error { return d.cluster.watch(ctx, d.reload.choose) })
+	all.Go("node labels", d.labelNode)
+	all.Go("mps", d.mps.Run)
+	all.Go("sharing", d.share)
+	<-all.Context().Done()
+	err := all.Wait()
 	d.close()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+	return err
 }

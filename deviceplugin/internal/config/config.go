@@ -3,15 +3,9 @@
 package config
 
 import (
-	"errors"
-	"fmt"
-	"os"
-	"reflect"
-	"strings"
-
 	"github.com/pelletier/go-toml/v2"
 
-	"github.com/berth-project/berth/internal/nearest"
+	"github.com/berth-project/berth/internal/stricttoml"
 )
 
 // Config is the whole configuration. The zero value is not valid; start from [Default].
@@ -138,33 +132,13 @@ func Default() Config {
 }
 
 // Load reads path over the defaults. A file that is missing is an error; use Default where none is wanted.
-func Load(path string) (Config, error) {
-	b, err := os.ReadFile(path) //nolint:gosec // the operator's own choice
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration: %w", err)
-	}
-	c, err := Parse(b)
-	if err != nil {
-		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	return c, nil
-}
+func Load(path string) (Config, error) { return stricttoml.Load(path, Parse) }
 
 // Parse reads TOML over the defaults and validates the result. An unknown key is an error that names the nearest
 // known one.
 func Parse(b []byte) (Config, error) {
 	c := Default()
-	d := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
-		var unknown *toml.StrictMissingError
-		if errors.As(err, &unknown) {
-			return Config{}, unknownKeys(unknown)
-		}
-		var syntax *toml.DecodeError
-		if errors.As(err, &syntax) {
-			row, col := syntax.Position()
-			return Config{}, fmt.Errorf("line %d, column %d: %w", row, col, err)
-		}
+	if err := stricttoml.Decode(b, &c); err != nil {
 		return Config{}, err
 	}
 	return c, c.Validate()
@@ -174,31 +148,4 @@ func Parse(b []byte) (Config, error) {
 func (c Config) Text() (string, error) {
 	b, err := toml.Marshal(c)
 	return string(b), err
-}
-
-func unknownKeys(missing *toml.StrictMissingError) error {
-	known := keys(reflect.TypeFor[Config](), "")
-	var all []error
-	for _, e := range missing.Errors {
-		key := strings.Join(e.Key(), ".")
-		row, _ := e.Position()
-		all = append(all, fmt.Errorf("line %d: unknown key %q, nearest is %q", row, key, nearest.To(key, known)))
-	}
-	return errors.Join(all...)
-}
-
-func keys(t reflect.Type, prefix string) []string {
-	var all []string
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("toml"), ",")
-		all = append(all, prefix+name)
-		ft := t.Field(i).Type
-		if ft.Kind() == reflect.Slice {
-			ft = ft.Elem()
-		}
-		if ft.Kind() == reflect.Struct {
-			all = append(all, keys(ft, prefix+name+".")...)
-		}
-	}
-	return all
 }

@@ -77,7 +77,7 @@ func libraryDirs() []string {
 }
 
 func programDirs() []string {
-	return []string{"usr/bin", "usr/sbin", "bin", "sbin", "usr/local/nvidia/bin"}
+	return []string{"usr/bin", "usr/sbin", "bin", "sbin", "usr/local/nvidia/bin", "usr/lib/nvidia/current"} // the last is Debian's
 }
 
 // Find looks for the files of a driver version. A root without libcuda and libnvidia-ml of that version is an error

@@ -1,11 +1,15 @@
 package driver
 
 import (
-	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/internal/inroot"
 )
 
 // Triplet is the multiarch directory of Debian and its kin.
@@ -18,13 +22,29 @@ func Triplet() string {
 
 // Program finds one of the driver's programs as this process sees it; where it would be if it is not there.
 func Program(root Root, name string) string {
-	for _, dir := range programDirs() {
-		at := filepath.Join(root.View, dir, name)
-		if fi, err := os.Stat(at); err == nil && fi.Mode().IsRegular() {
+	if at := root.find(programDirs(), name); at != "" {
+		return at
+	}
+	return filepath.Join(root.View, "usr/bin", name)
+}
+
+// NVML is the path of libnvidia-ml as this process sees it; "" if it is not there.
+func NVML(root Root) string { return root.find(libraryDirs(), "libnvidia-ml.so.1") }
+
+// find is a file in one of some directories, with all links followed inside the root, as this process sees it.
+func (r Root) find(dirs []string, name string) string {
+	in, err := inroot.Open(r.View)
+	if err != nil {
+		return "" // Find says so in words
+	}
+	defer in.Close() //nolint:errcheck // O_PATH
+	f := &finder{root: in, host: r.View}
+	for _, dir := range dirs {
+		if at, ok := f.real(path.Join(dir, name), unix.S_IFREG); ok {
 			return at
 		}
 	}
-	return filepath.Join(root.View, "usr/bin", name)
+	return ""
 }
 
 // groups says to which capability a library belongs, by the part of its name between "lib" and ".so"; from the

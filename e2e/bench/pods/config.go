@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -23,6 +24,24 @@ type Runner struct {
 	Client *harness.Client
 	Group  string // cgroup below which each pod gets its own, as a kubelet makes it
 	Dir    string // for logs, hosts files, termination logs
+	Shape  Shape  // of its pods
+
+	given atomic.Uint32 // ranges of ids
+}
+
+// Shape is what a runner's pods differ in from a kubelet's plainest.
+type Shape struct {
+	Userns      bool // hostUsers: false
+	HostNetwork bool
+}
+
+// ids gives each pod with user namespaces a range of its own, as a kubelet does: what the kernel allows a user (200 session
+// keys, for one) would not do for a hundred pods of the same.
+func (r *Runner) ids() uint32 { return (1000 + r.given.Add(1)%500) << 16 }
+
+// With is a runner of the same runtime whose pods have another shape.
+func (r *Runner) With(s Shape) *Runner {
+	return &Runner{Client: r.Client, Group: r.Group, Dir: r.Dir, Shape: s}
 }
 
 // pod is what a kubelet has ready before it calls the runtime.
@@ -31,6 +50,8 @@ type pod struct {
 	group   string
 	dir     string
 	id      string
+	shape   Shape
+	ids     uint32
 }
 
 // The lists a kubelet sends for procMount: Default.
@@ -45,12 +66,22 @@ var (
 var seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
 
 // namespaces are a pod's as the kubelet has them: pid per container. The proto's default, POD, makes every runtime
-// run an infra process.
-func namespaces() *cri.NamespaceOption { return &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER} }
+// run an infra process. ids is the first of the host's that a pod with user namespaces has.
+func (s Shape) namespaces(ids uint32) *cri.NamespaceOption {
+	o := &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}
+	if s.HostNetwork {
+		o.Network = cri.NamespaceMode_NODE
+	}
+	if s.Userns {
+		ids := []*cri.IDMapping{{HostId: ids, ContainerId: 0, Length: 1 << 16}}
+		o.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids}
+	}
+	return o
+}
 
 // prepare makes the cgroup and the files of a pod.
 func (r *Runner) prepare(name string) (*pod, error) {
-	p := &pod{group: r.Group + "/pod" + name, dir: filepath.Join(r.Dir, name)}
+	p := &pod{group: r.Group + "/pod" + name, dir: filepath.Join(r.Dir, name), shape: r.Shape, ids: r.ids()}
 	err := errors.Join(harness.MakeCgroup(p.group), os.MkdirAll(filepath.Join(p.dir, "logs"), 0o755))
 	for _, f := range []string{"etc-hosts", "termination-log"} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(p.dir, f), []byte("127.0.0.1 localhost\n"), 0o644))
@@ -63,7 +94,7 @@ func (r *Runner) prepare(name string) (*pod, error) {
 		Labels:       map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": "bench", "io.kubernetes.pod.uid": "uid-" + name},
 		Linux: &cri.LinuxPodSandboxConfig{
 			CgroupParent:    p.group,
-			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces(), Seccomp: seccomp},
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: r.Shape.namespaces(p.ids), Seccomp: seccomp},
 			Resources:       limits(),
 		},
 	}
@@ -91,7 +122,7 @@ func (p *pod) container(name string, command ...string) *cri.ContainerConfig {
 		Linux: &cri.LinuxContainerConfig{
 			Resources: limits(),
 			SecurityContext: &cri.LinuxContainerSecurityContext{
-				NamespaceOptions: namespaces(), Seccomp: seccomp, NoNewPrivs: true, MaskedPaths: masked, ReadonlyPaths: readonly,
+				NamespaceOptions: p.shape.namespaces(p.ids), Seccomp: seccomp, NoNewPrivs: true, MaskedPaths: masked, ReadonlyPaths: readonly,
 				Capabilities: &cri.Capability{DropCapabilities: []string{"NET_RAW"}},
 			},
 		},

@@ -40,6 +40,31 @@ func (r *Runner) Burst(ctx context.Context, prefix string, n int) (*Crowd, time.
 	return c, time.Since(start), err
 }
 
+// Gather starts n pods with a container each, abreast of them at a time, and says how long that took.
+func (r *Runner) Gather(ctx context.Context, prefix string, n, abreast int) (*Crowd, time.Duration, error) {
+	all, start := &Crowd{r: r}, time.Now()
+	for len(all.pods) < n {
+		c, _, err := r.Burst(ctx, fmt.Sprintf("%s-%d", prefix, len(all.pods)), min(abreast, n-len(all.pods)))
+		all.pods = append(all.pods, c.pods...)
+		if err != nil {
+			return all, time.Since(start), err
+		}
+	}
+	return all, time.Since(start), nil
+}
+
+// Leave removes all pods, abreast of them at a time.
+func (c *Crowd) Leave(ctx context.Context, abreast int) error {
+	for len(c.pods) > 0 {
+		some := &Crowd{r: c.r, pods: c.pods[:min(abreast, len(c.pods))]}
+		c.pods = c.pods[len(some.pods):]
+		if _, err := some.Remove(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Sandboxes makes n pods without containers, one after the other.
 func (r *Runner) Sandboxes(ctx context.Context, prefix string, n int) (*Crowd, error) {
 	c := &Crowd{r: r}

@@ -28,3 +28,21 @@ func TestConfigIsAKubelets(t *testing.T) {
 		t.Error("image or limits", c)
 	}
 }
+
+// TestShapes: what a condition asks for is in the messages of sandbox and container alike.
+func TestShapes(t *testing.T) {
+	for _, s := range []Shape{{}, {Userns: true}, {HostNetwork: true}} {
+		p := &pod{sandbox: &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "x"}}, dir: "/d", shape: s}
+		o := p.container("c", "/bin/wait").GetLinux().GetSecurityContext().GetNamespaceOptions()
+		if got := o.GetUsernsOptions().GetMode() == cri.NamespaceMode_POD && len(o.GetUsernsOptions().GetUids()) == 1; got != s.Userns {
+			t.Errorf("%+v: user namespaces %v", s, o.GetUsernsOptions())
+		}
+		if got := o.GetNetwork() == cri.NamespaceMode_NODE; got != s.HostNetwork {
+			t.Errorf("%+v: network %v", s, o.GetNetwork())
+		}
+	}
+	r := &Runner{Group: "/g"}
+	if other := r.With(Shape{Userns: true}); r.Shape.Userns || !other.Shape.Userns || other.Group != "/g" {
+		t.Errorf("%+v, %+v", r, other)
+	}
+}

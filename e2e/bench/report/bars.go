@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"strings"
 )
 
 // Bar is what a row's ratio must keep to: at most Limit, or at least if AtLeast.
@@ -25,6 +26,17 @@ func Bars() []Bar {
 		{Name: "daemon_pss", Limit: 0.5},
 		{Name: "pull_128MiB_p50", Limit: 0.6},
 	}
+}
+
+// BarsUnder are those of [Bars] that are about pods, for the rows of a condition: the prefix is its rows'.
+func BarsUnder(prefix string) (bars []Bar) {
+	for _, b := range Bars() {
+		if !strings.HasPrefix(b.Name, "pull_") {
+			b.Name = prefix + b.Name
+			bars = append(bars, b)
+		}
+	}
+	return bars
 }
 
 // Holds says whether a ratio keeps to the bar.
@@ -53,7 +65,7 @@ func (r *Report) PrintBars(w io.Writer, bars []Bar) int {
 		} else {
 			missed++
 		}
-		fmt.Fprintf(w, "  %s %-26s %10s  (%s %g)\n", sign, b.Name, said, word, b.Limit)
+		fmt.Fprintf(w, "  %s %-34s %10s  (%s %.3g)\n", sign, b.Name, said, word, b.Limit)
 	}
 	return missed
 }

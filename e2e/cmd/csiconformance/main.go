@@ -1,5 +1,6 @@
-// Command csiconformance runs csi-sanity on every backend of berth-csi and prints a line for each. Those that need
-// project quota run in a virtual machine if BERTH_VM names a directory for its kernel.
+// Command csiconformance runs csi-sanity on every backend of berth-csi and prints a line for each. Those that need what
+// this machine's kernel has not (project quota, device-mapper) run in a virtual machine each, if BERTH_VM names a directory
+// for its kernel: there it runs again, with the name of what is needed as its argument.
 package main
 
 import (
@@ -28,8 +29,10 @@ func run() error {
 	}
 	var failed error
 	backends, limit := csisanity.Backends(), 3*time.Minute
-	if slices.Equal(os.Args[1:], []string{"quota"}) { // in a guest
-		backends, limit = csisanity.Quota(), 20*time.Minute
+	for _, n := range csisanity.Guests() {
+		if slices.Equal(os.Args[1:], []string{n.Name}) { // in a guest
+			backends, limit = n.Backends, 20*time.Minute
+		}
 	}
 	for _, b := range backends {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -44,9 +47,9 @@ func run() error {
 		}
 	}
 	if cache := os.Getenv("BERTH_VM"); cache != "" {
-		ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
-		defer cancel()
-		failed = errors.Join(failed, os.RemoveAll(filepath.Join(out, "guest")), csisanity.Guest(ctx, cache, bin, tools, out, os.Stdout))
+		for _, n := range csisanity.Guests() {
+			failed = errors.Join(failed, guest(n, csisanity.Paths{Cache: cache, Bin: bin, Tools: tools, Out: out}))
+		}
 	}
 	for spec, why := range csisanity.Cannot() {
 		fmt.Printf("  cannot pass anywhere: %q: %s\n", spec, why)
@@ -55,4 +58,13 @@ func run() error {
 		fmt.Println("csi-sanity 5.6: every spec that can pass does, on every backend")
 	}
 	return failed
+}
+
+func guest(n csisanity.Needs, p csisanity.Paths) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+	if err := os.RemoveAll(filepath.Join(p.Out, "guest-"+n.Name)); err != nil {
+		return err
+	}
+	return csisanity.Guest(ctx, n, p, os.Stdout)
 }

@@ -11,19 +11,18 @@
 package podinit
 
 import (
-	"encoding/binary"
 	"fmt"
 	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
-)
 
-const base = 0x400000
+	"github.com/berth-project/berth/internal/tinyelf"
+)
 
 // Image makes the program in a sealed memfd. The caller closes it; a running process keeps its own hold.
 func Image() (*os.File, error) {
-	elf, err := build(runtime.GOARCH)
+	elf, err := tinyelf.Program(runtime.GOARCH, amd64(), arm64())
 	if err != nil {
 		return nil, err
 	}
@@ -45,40 +44,6 @@ func Image() (*os.File, error) {
 		return nil, fmt.Errorf("seal the init image: %w", err)
 	}
 	return f, nil
-}
-
-// build makes the ELF file: header, one program header (read and execute), code, and the signal set.
-func build(arch string) ([]byte, error) {
-	const headers = 64 + 56
-	var code []byte
-	var machine uint16
-	switch arch {
-	case "amd64":
-		machine, code = 62, amd64()
-	case "arm64":
-		machine, code = 183, arm64()
-	default:
-		return nil, fmt.Errorf("no pod init for %s", arch)
-	}
-	le := binary.LittleEndian
-	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-	b = le.AppendUint16(b, 2) // ET_EXEC
-	b = le.AppendUint16(b, machine)
-	b = le.AppendUint32(b, 1)
-	b = le.AppendUint64(b, base+headers) // entry
-	b = le.AppendUint64(b, 64)           // program headers
-	b = le.AppendUint64(b, 0)            // no sections
-	b = le.AppendUint32(b, 0)
-	for _, v := range [...]uint16{64, 56, 1, 64, 0, 0} {
-		b = le.AppendUint16(b, v)
-	}
-	size := uint64(headers + len(code)) //nolint:gosec // small
-	b = le.AppendUint32(b, 1)           // PT_LOAD
-	b = le.AppendUint32(b, 5)           // R+X
-	for _, v := range [...]uint64{0, base, base, size, size, 0x1000} {
-		b = le.AppendUint64(b, v)
-	}
-	return append(b, code...), nil
 }
 
 // amd64 is the code for x86-64. Signal sets are built on the stack, the only writable memory.
@@ -112,7 +77,7 @@ func amd64() []byte {
 
 // arm64 is the code for AArch64.
 func arm64() []byte {
-	words := []uint32{
+	return tinyelf.Words(
 		0xd2a00029, // mov x9, #0x10000: the set {SIGCHLD}
 		0xf81f0fe9, // str x9, [sp, #-16]!
 		0xd2800000, // mov x0, #0: SIG_BLOCK
@@ -137,10 +102,5 @@ func arm64() []byte {
 		0xd2801128, // mov x8, #137: rt_sigtimedwait
 		0xd4000001, // svc #0
 		0x17fffff2, // b collect (-14 words)
-	}
-	var b []byte
-	for _, w := range words {
-		b = binary.LittleEndian.AppendUint32(b, w)
-	}
-	return b
+	)
 }

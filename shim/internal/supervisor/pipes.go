@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -17,7 +18,9 @@ type pipes struct {
 	child  [3]*os.File         // nil with a terminal
 }
 
-// makePipes makes them; without stdin the input is /dev/null.
+// makePipes makes them; without stdin the input is /dev/null. The container may read what it writes: so its output has
+// a reader, and no write is answered with SIGPIPE, while nobody else holds the other end because the daemon and its shim were
+// killed together. The next daemon finds the pipe again by its inode.
 func makePipes(terminal, stdin bool) (*pipes, error) {
 	p := &pipes{parent: map[string]*os.File{}}
 	if terminal {
@@ -32,7 +35,9 @@ func makePipes(terminal, stdin bool) (*pipes, error) {
 	}
 	for i, name := range [...]string{1: v1.HandleStdout, 2: v1.HandleStderr} {
 		if name != "" && err == nil {
-			p.parent[name], p.child[i], err = pipe()
+			if p.parent[name], p.child[i], err = pipe(); err == nil {
+				err = p.readable(i)
+			}
 		}
 	}
 	if err != nil {
@@ -41,6 +46,18 @@ func makePipes(terminal, stdin bool) (*pipes, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// readable opens the write end of a stream anew, for both.
+func (p *pipes) readable(i int) error {
+	path := fmt.Sprintf("/proc/self/fd/%d", p.child[i].Fd())
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	_ = p.child[i].Close() // the same pipe is open
+	p.child[i] = os.NewFile(uintptr(fd), "pipe")
+	return nil
 }
 
 // pipe makes a blocking pipe whose Files the Go runtime does not poll.

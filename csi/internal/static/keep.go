@@ -1,0 +1,258 @@
+package static
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/berth-project/berth/csi/internal/blockdev"
+	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/volume"
+	"github.com/berth-project/berth/proto/errs"
+)
+
+// Space implements volume.Keeper: all devices, and of those the free ones. How much of that one volume may have,
+// Unbacked says.
+func (b *Backend) Space(context.Context) (volume.Space, error) {
+	d, err := b.pool.Dir()
+	if err != nil {
+		return volume.Space{}, err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
+	s, err := d.Space()
+	if err != nil {
+		return volume.Space{}, err
+	}
+	b.claiming.Lock()
+	defer b.claiming.Unlock()
+	used, err := taken(d)
+	if err != nil {
+		return volume.Space{}, err
+	}
+	free, err := b.free(d)
+	if err != nil {
+		return volume.Space{}, err
+	}
+	out := volume.Space{InodesFree: s.InodesFree, ReadOnly: s.ReadOnly}
+	var sizes []int64
+	for _, k := range free {
+		sizes = append(sizes, k.size)
+		out.Free += k.size
+	}
+	b.mu.Lock()
+	b.counted = sizes
+	b.mu.Unlock()
+	out.Total = out.Free
+	for _, r := range used {
+		out.Total += r.Size
+	}
+	return out, nil
+}
+
+// Unbacked implements volume.Keeper: what is free, but not on the largest device that is left when every volume that is
+// still being made has got its own.
+func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) {
+	d, err := b.pool.Dir()
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
+	var waiting []int64
+	for _, v := range all {
+		there, err := d.Exists(pool.Volumes + "/" + v.ID)
+		if err == nil && !there {
+			there, err = d.Exists(pool.Building + "/" + v.ID)
+		}
+		if err != nil {
+			return 0, err
+		}
+		if !there {
+			waiting = append(waiting, v.Capacity)
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return unusable(b.counted, waiting), nil
+}
+
+// unusable is what of free devices, in order of size, no further volume can have in one piece, when each that is
+// waiting gets the smallest that it fits on.
+func unusable(sizes, waiting []int64) int64 {
+	var sum int64
+	for _, n := range sizes {
+		sum += n
+	}
+	left := slices.Clone(sizes)
+	slices.Sort(waiting)
+	for _, n := range waiting {
+		if i := slices.IndexFunc(left, func(size int64) bool { return size >= n }); i >= 0 {
+			left = slices.Delete(left, i, i+1)
+		}
+	}
+	if len(left) == 0 {
+		return sum
+	}
+	return sum - left[len(left)-1]
+}
+
+// Inventory implements volume.Keeper.
+func (b *Backend) Inventory(context.Context) (volumes, snapshots []string, err error) {
+	d, err := b.pool.Dir()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
+	volumes, err = names(d, pool.Volumes)
+	slices.Sort(volumes)
+	return volumes, nil, err
+}
+
+// Purge implements volume.Keeper: it erases what is in the trash, and takes in what the operator has named since.
+func (b *Backend) Purge(ctx context.Context) (left int, err error) {
+	d, err := b.pool.Dir()
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
+	if err := b.takeIn(d); err != nil {
+		return 0, err
+	}
+	trash, err := names(d, pool.Trash)
+	if err != nil {
+		return 0, err
+	}
+	for i, name := range trash {
+		if ctx.Err() != nil {
+			return len(trash) - i + left, nil
+		}
+		if perr := b.erase(ctx, d, pool.Trash+"/"+name); perr != nil {
+			left++
+			err = errors.Join(err, perr)
+		}
+	}
+	return left, err
+}
+
+// takeIn puts every device into the trash that is in no record, in no use, and zero at its edges; others are refused.
+func (b *Backend) takeIn(d *pool.Dir) error {
+	b.claiming.Lock()
+	defer b.claiming.Unlock()
+	all, err := b.disks()
+	if err != nil {
+		return err
+	}
+	used, err := taken(d)
+	if err != nil {
+		return err
+	}
+	for _, k := range all {
+		if _, is := used[k.path]; is {
+			b.accept(k.path)
+			continue
+		}
+		r, there, err := read(d, blank+"/"+k.key())
+		if err != nil {
+			return err
+		}
+		if there && r.is(k) {
+			b.accept(k.path)
+			continue
+		}
+		if why := unusual(k); why != "" {
+			b.refuse(k.path, why)
+			continue
+		}
+		b.accept(k.path)
+		if err := write(d, pool.Trash+"/new."+k.key(), k.record()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unusual says why a device is not taken in.
+func unusual(k disk) string {
+	dev, err := blockdev.Exclusive(k.node)
+	if err != nil {
+		return err.Error()
+	}
+	defer dev.Close() //nolint:errcheck // read only
+	what, err := found(dev, k.size)
+	if err != nil {
+		return err.Error()
+	}
+	if what == "" {
+		return ""
+	}
+	return fmt.Sprintf("it holds %s; if that may be lost, make it zero: blkdiscard --zeroout %s", what, k.path)
+}
+
+// progress is how many bytes are erased between two records of how far it is.
+const progress = 16 * blockdev.Slice
+
+// erase makes a device of the trash zero, from where an earlier attempt has come to, and then blank.
+func (b *Backend) erase(ctx context.Context, d *pool.Dir, name string) error {
+	r, there, err := read(d, name)
+	if err != nil || !there {
+		return err
+	}
+	k, err := r.disk()
+	if err != nil {
+		return err
+	}
+	dev, err := blockdev.Exclusive(k.node)
+	if err != nil {
+		return err
+	}
+	defer dev.Close() //nolint:errcheck // synced below
+	last := r.Erased
+	err = blockdev.Zero(ctx, dev, r.Erased, k.size, func(at int64) error {
+		if at-last < progress && at < k.size {
+			return nil
+		}
+		last, r.Erased = at, at
+		if err := dev.Sync(); err != nil {
+			return err
+		}
+		return errors.Join(write(d, name, r), afterSlice.Hit())
+	})
+	if err = errors.Join(err, afterErase.Hit()); err != nil {
+		return err
+	}
+	empty, err := blockdev.Blank(dev, k.size)
+	if err == nil && !empty {
+		err = errs.Internal.Errorf("%s does not read as zero after it was erased: it is not offered again", k.path)
+	}
+	if err != nil {
+		return err
+	}
+	b.claiming.Lock()
+	defer b.claiming.Unlock()
+	if err := write(d, blank+"/"+k.key(), k.record()); err != nil {
+		return err
+	}
+	if err := afterBlank.Hit(); err != nil {
+		return err
+	}
+	return remove(d, name)
+}
+
+// Health implements volume.Keeper.
+func (b *Backend) Health(ctx context.Context) []volume.Condition {
+	s, err := b.Space(ctx)
+	if err != nil {
+		return []volume.Condition{{Reason: "PoolUnreachable", Message: err.Error(), Fatal: true}}
+	}
+	if s.ReadOnly {
+		return []volume.Condition{{Reason: "PoolReadOnly", Message: "the file system of the pool at " + b.pool.Path() + " is read-only", Fatal: true}}
+	}
+	var all []volume.Condition
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, path := range slices.Sorted(maps.Keys(b.refused)) {
+		all = append(all, volume.Condition{Reason: "DeviceRefused", Message: fmt.Sprintf("%s is not taken: %s", path, b.refused[path])})
+	}
+	return all
+}
