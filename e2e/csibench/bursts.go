@@ -11,7 +11,7 @@ import (
 
 const (
 	claims = 100 // bound in one burst
-	rounds = 7   // of a burst of each class; the first is for caches and is not counted
+	rounds = 6   // of a burst of each class; the first is for caches and is not counted
 )
 
 // bursts compares how fast claims are bound with a driver that does nothing behind the same loops. The classes take

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -31,9 +32,6 @@ func (b *bench) disks(ctx context.Context, r *report.Report) error {
 	return errors.Join(err, p.Stop())
 }
 
-// side is a directory that fio works in. The first of a list is the volume.
-type side struct{ name, dir string }
-
 func (b *bench) disk(ctx context.Context, r *report.Report, pool, fs string) (err error) {
 	staging, end, err := b.stage(ctx, pool, fs)
 	if err != nil {
@@ -45,17 +43,17 @@ func (b *bench) disk(ctx context.Context, r *report.Report, pool, fs string) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(plain)) }()
-	sides := []side{{"fio_%s_" + pool, staging}, {"", plain}}
+	sides := []string{staging, plain} // directories that fio works in
 	if pool == "loop" {
 		bare, unmount, err := b.bareLoop(ctx)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, unmount()) }()
-		sides = append(sides, side{"", bare})
+		sides = append(sides, bare)
 	}
-	for _, s := range sides {
-		if err := fill(s.dir); err != nil {
+	for _, dir := range sides {
+		if err := fill(dir); err != nil {
 			return err
 		}
 	}
@@ -77,7 +75,7 @@ func (b *bench) disk(ctx context.Context, r *report.Report, pool, fs string) (er
 
 // turns lets the sides take turns, in an order that goes on by one each time and is turned round every second time, so
 // that none always comes after the same other one. It returns those turns that the rest of the machine disturbed least.
-func (j job) turns(ctx context.Context, sides []side) ([]report.Series, error) {
+func (j job) turns(ctx context.Context, sides []string) ([]report.Series, error) {
 	type turn struct {
 		waited uint64
 		rates  []float64
@@ -93,8 +91,8 @@ func (j job) turns(ctx context.Context, sides []side) ([]report.Series, error) {
 		}
 		t := turn{rates: make([]float64, len(sides))}
 		for _, i := range order {
-			for _, s := range sides {
-				if err := settle(s.dir); err != nil {
+			for _, dir := range sides {
+				if err := settle(dir); err != nil {
 					return nil, err
 				}
 			}
@@ -102,7 +100,7 @@ func (j job) turns(ctx context.Context, sides []side) ([]report.Series, error) {
 			if err != nil {
 				return nil, err
 			}
-			if t.rates[i], err = j.run(ctx, sides[i].dir); err != nil {
+			if t.rates[i], err = j.run(ctx, sides[i]); err != nil {
 				return nil, err
 			}
 			after, err := rig.Waited()
@@ -180,14 +178,17 @@ func (b *bench) bareLoop(ctx context.Context) (dir string, unmount func() error,
 	if err != nil {
 		return "", nil, err
 	}
-	dev = dev[:len(dev)-1]
+	dev = strings.TrimSpace(dev)
 	if _, err := command("mount", "-t", "ext4", dev, dir); err != nil {
 		_, derr := command("losetup", "-d", dev)
 		return "", nil, errors.Join(err, derr)
 	}
-	_, err = command("losetup", "-d", dev) // ends with the mount
-	return dir, func() error {
+	unmount = func() error {
 		_, err := command("umount", dir)
 		return errors.Join(err, os.Remove(image), os.Remove(dir))
-	}, err
+	}
+	if _, err := command("losetup", "-d", dev); err != nil { // it ends with the mount
+		return "", nil, errors.Join(err, unmount())
+	}
+	return dir, unmount, nil
 }

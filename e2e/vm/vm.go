@@ -20,7 +20,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // Machine is a guest to be run once.
@@ -37,6 +36,8 @@ type Machine struct {
 	Systemd  bool      // process 1 is systemd, with a system bus; else the command's parent is
 	Kernel   []string  // more kernel parameters
 	Output   io.Writer // the command's output as it comes, may be nil
+	Disk     string    // host path of an image that is /dev/vdb; what the guest wrote to it stays
+	Cut      string    // when the command's output has this in it, the guest's power is cut: QEMU is killed
 }
 
 // Result is what became of the command.
@@ -45,6 +46,7 @@ type Result struct {
 	Output  string
 	Console string // the kernel's messages
 	Out     string // host directory with what the guest wrote to /vm/out
+	Cut     bool   // its power was cut; there is no exit code, and nothing in Out
 }
 
 // exitReport is what vm/init writes to the result port.
@@ -93,6 +95,9 @@ func (m *Machine) boot(ctx context.Context, k *kernel, initrd, disk string) (*Re
 		"-chardev", "file,id=result,path=" + at("result"), "-device", "virtserialport,chardev=result,name=result",
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
 	}
+	if m.Disk != "" { // unsafe: the host itself does not lose power
+		args = append(args, "-drive", "file="+m.Disk+",format=raw,if=virtio,cache=unsafe")
+	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -101,13 +106,17 @@ func (m *Machine) boot(ctx context.Context, k *kernel, initrd, disk string) (*Re
 	}
 	done := make(chan struct{})
 	copied := make(chan struct{})
-	go func() { defer close(copied); follow(at("output"), m.Output, done) }()
+	power := &breaker{to: m.Output, word: m.Cut, cut: cmd.Process.Kill}
+	go func() { defer close(copied); follow(at("output"), power, done) }()
 	err := cmd.Wait()
 	close(done)
 	<-copied
 	console, _ := os.ReadFile(at("console"))
 	output, _ := os.ReadFile(at("output"))
-	r := &Result{Console: string(console), Output: string(output), Out: at("out")}
+	r := &Result{Console: string(console), Output: string(output), Out: at("out"), Cut: power.tripped}
+	if r.Cut && ctx.Err() == nil {
+		return r, nil
+	}
 	if err != nil || ctx.Err() != nil {
 		return r, fmt.Errorf("guest: %w\n%s\n%s\n%s", errors.Join(err, ctx.Err()), said.String(), tail(r.Console), tail(r.Output))
 	}
@@ -124,33 +133,6 @@ func (m *Machine) boot(ctx context.Context, k *kernel, initrd, disk string) (*Re
 }
 
 func tail(s string) string { return s[max(0, len(s)-4000):] }
-
-// follow copies a file that grows, until done.
-func follow(file string, to io.Writer, done <-chan struct{}) {
-	if to == nil {
-		return
-	}
-	var f *os.File
-	for last := false; ; {
-		if f == nil {
-			f, _ = os.Open(file)
-		}
-		if f != nil {
-			_, _ = io.Copy(to, f)
-		}
-		if last {
-			if f != nil {
-				_ = f.Close()
-			}
-			return
-		}
-		select {
-		case <-done:
-			last = true
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
-}
 
 // dump reads a directory of an ext4 image.
 func dump(ctx context.Context, disk, from, to string) error {

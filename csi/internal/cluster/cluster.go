@@ -67,7 +67,7 @@ type Loops struct {
 	modifies workqueue.TypedRateLimitingInterface[string]
 	changed  chan struct{}
 	room     *room
-	offering sync.Mutex           // of publish
+	offering sync.Mutex           // one publication at a time, held to its end: an older figure never follows a newer one
 	missing  map[string]time.Time // since when a volume has had no PersistentVolume
 }
 
