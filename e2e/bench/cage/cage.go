@@ -27,9 +27,13 @@ const cniState = "/var/lib/cni"
 type Spec struct {
 	Mark string   // part of every name below, by which leftovers are found
 	Dirs []string // directories, the first one is there when the program starts
-	// Cgroup is the group of everything, in every hierarchy.
+	// Cgroup is the group of everything, in every hierarchy. It is favoured: one group among a busy machine's processes
+	// would get as much as one of them, and what runs in it would be measured waiting.
 	Cgroup string
 }
+
+// favour is how many times the share of any other process a cage has.
+const favour = 32
 
 // Run executes argv in a cage and returns its exit code. argv[0] is called as pid 1's first child by [Init], to
 // which the calling program must map the verb it is given. Cancelling ctx kills the cage.
@@ -39,7 +43,7 @@ func Run(ctx context.Context, s Spec, verb string, argv []string) (code int, err
 	}
 	before := census.Take()
 	_, missing := os.Stat(cniState)
-	err = errors.Join(os.MkdirAll(s.Dirs[0], 0o711), os.MkdirAll(cniState, 0o755), harness.MakeCgroup(s.Cgroup))
+	err = errors.Join(os.MkdirAll(s.Dirs[0], 0o711), os.MkdirAll(cniState, 0o755), harness.MakeCgroup(s.Cgroup), harness.FavourCgroup(s.Cgroup, favour))
 	if err == nil {
 		code, err = start(ctx, append([]string{verb, s.Dirs[0]}, argv...))
 	}
