@@ -33,11 +33,11 @@ func (b *Backend) activate(ctx context.Context, id string) (devmapper.Device, er
 
 // Mount implements volume.Attacher.
 func (b *Backend) Mount(ctx context.Context, v volume.Spec, readOnly bool) (*os.File, error) {
-	d, err := b.activate(ctx, v.ID)
-	if err != nil {
+	if _, err := b.activate(ctx, v.ID); err != nil {
 		return nil, err
 	}
-	if d, err = b.group.Idle(ctx, complete(v.ID)); err != nil { // repairing what somebody has mounted elsewhere would be its end
+	d, err := b.group.Idle(ctx, complete(v.ID)) // repairing what somebody has mounted elsewhere would be its end
+	if err != nil {
 		return nil, err
 	}
 	dev, err := blockdev.Exclusive(d.Path())
