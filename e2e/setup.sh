@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian packages that are missing; says nothing when none is. What they bring as services (bird, frr) is neither
+# Installs Debian packages that are missing; says nothing when none is. What they bring as services (bird, frr, lvm2) is neither
 # started nor enabled: the tests run those programs themselves, in namespaces of their own.
 set -euo pipefail
 missing=()
@@ -22,6 +22,7 @@ if [ -d /run/systemd/system ]; then
     case $p in
     bird2) systemctl --quiet disable bird.service ;;
     frr) systemctl --quiet disable frr.service ;;
+    lvm2) systemctl --quiet disable lvm2-monitor.service lvm2-lvmpolld.socket blk-availability.service dm-event.socket ;;
     esac
   done
 fi

@@ -154,7 +154,7 @@ func TestForeignLogicalVolumes(t *testing.T) {
 	}
 	each(t, func(t *testing.T, k kind) {
 		l := newLab(t, k, 400*mib, "")
-		make := func(name, tag string, size int) {
+		other := func(name, tag string, size int) {
 			args := []string{"lvcreate", "-q", "--yes", "--addtag", tag, "--name", name}
 			if k.name == lvmThin {
 				args = append(args, "--virtualsize", fmt.Sprintf("%dm", size), "--thinpool", "thin")
@@ -165,8 +165,8 @@ func TestForeignLogicalVolumes(t *testing.T) {
 		}
 		id := l.must("kept", 64*mib, mounted(""))
 		const orphan = "v00000000000000000000000000000001"
-		make("berth-x-"+orphan+"-trash", "theirs", 100)
-		make("berth-"+orphan, "berth.csi/p", 100)
+		other("berth-x-"+orphan+"-trash", "theirs", 100)
+		other("berth-"+orphan, "berth.csi/p", 100)
 		_, err := l.create("more", 200*mib, mounted(""), nil)
 		code(t, err, codes.ResourceExhausted, "")
 		out := l.command(program, "--config", l.conf, "orphans")
@@ -208,5 +208,20 @@ func TestThinPoolRefused(t *testing.T) {
 		t.Errorf("it does not start: %s", l.tail())
 	}
 	l.ok(l.remove(l.must("v", 32*mib, block())))
+	l.empty()
+}
+
+// TestThickErasedInSteps: a thick volume larger than what is erased at once goes in steps, also after a kill.
+func TestThickErasedInSteps(t *testing.T) {
+	if os.Getenv(lvmHere) == "" {
+		t.Skip("this kernel has no device-mapper: it runs in the virtual machine (make conformance-csi)")
+	}
+	l := newLab(t, kind{lvmThick, "lvm", ""}, 9000*mib, "")
+	id := l.must("v", 9000*mib, block())
+	l.stop()
+	l.start("csi.lvm.after_erase=1*kill")
+	l.ok(l.remove(id))
+	<-l.done
+	l.start("")
 	l.empty()
 }

@@ -30,7 +30,7 @@ func Guests() []Needs {
 		{Name: "quota", Backends: Quota(), switched: "BERTH_CSI_QUOTA=1", tests: all + "|TestCrash"},
 		{
 			Name: "lvm", Backends: LVM(), switched: "BERTH_CSI_LVM=1",
-			tests:    "TestLife|TestBlock|TestGroup|TestNoOldBytes|TestModes|TestParallel|TestSameName|TestPool|TestInline|TestLinks|TestStuckRoot|TestForeign|TestThinPool|TestCrash",
+			tests:    "TestLife|TestBlock|TestGroup|TestNoOldBytes|TestModes|TestParallel|TestSameName|TestPool|TestInline|TestLinks|TestStuckRoot|TestForeign|TestThinPool|TestThickErased|TestCrash",
 			programs: []string{"lvm", "thin_check=pdata_tools"}, modules: []string{"loop", "dm-mod", "dm-thin-pool"},
 		},
 	}

@@ -21,7 +21,7 @@ func storageRules(leaves []string) []rule {
 		{path: "csi/internal/volgroup", own: with("devmapper"), ban: []string{http}},
 		below("volume", "mount"),
 
-		below("blockfs", "volume", "mount", "mkfs"),
+		below("blockfs", "volume", "mount", "mkfs", "loopdev", "blockdev"),
 		below("pooldir", "volume", "mount", "pool"),
 		below("btrfs", "volume", "pool", "pooldir"),
 		below("dir", "volume", "pool", "pooldir", "tree"),

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,24 @@ func Number(dev *os.File) (uint64, error) {
 // Exclusive opens a device that nobody has mounted, holds or uses for another device (O_EXCL, open(2)); one that is in
 // use is FailedPrecondition. The caller holds it so until it closes it.
 func Exclusive(path string) (*os.File, error) {
+	syscall.ForkLock.RLock() // what we have just closed, a child of ours that is about to exec still has open
+	defer syscall.ForkLock.RUnlock()
+	return exclusive(path)
+}
+
+// Alone says FailedPrecondition if Exclusive would. It holds the device for a moment in which no child is born, so that
+// who is started next may have it for itself.
+func Alone(path string) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	f, err := exclusive(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func exclusive(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return nil, errs.FailedPrecondition.Errorf("%s is in use: it is mounted, or another device is made of it: %w", path, err)

@@ -118,8 +118,14 @@ func TestExclusive(t *testing.T) {
 	if _, err := blockdev.Exclusive(dev.Name()); errs.Of(err) != errs.FailedPrecondition {
 		t.Errorf("a second time: %v", err)
 	}
+	if err := blockdev.Alone(dev.Name()); errs.Of(err) != errs.FailedPrecondition {
+		t.Errorf("alone while it is held: %v", err)
+	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
+	}
+	if err := blockdev.Alone(dev.Name()); err != nil {
+		t.Errorf("alone: %v", err)
 	}
 	n, err := blockdev.Number(dev)
 	if err != nil || n == 0 {

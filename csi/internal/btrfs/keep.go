@@ -49,25 +49,8 @@ func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) 
 
 // Purge implements volume.Keeper: subvolumes from the innermost out, then the groups that nothing is charged to.
 func (b *Backend) Purge(ctx context.Context) (left int, err error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	names, err := d.Names(pool.Trash)
-	if err != nil {
-		return 0, err
-	}
-	for i, name := range names {
-		if ctx.Err() != nil {
-			return len(names) - i + left, nil
-		}
-		if perr := b.purge(d, pool.Trash+"/"+name); perr != nil {
-			left++
-			err = errors.Join(err, perr)
-		}
-	}
-	return left, errors.Join(err, b.sweep(d))
+	left, err = pooldir.Purge(ctx, b.pool, func(d *pool.Dir, name string) (bool, error) { return false, b.purge(d, name) })
+	return left, errors.Join(err, b.sweep())
 }
 
 func (b *Backend) purge(d *pool.Dir, name string) error {
@@ -105,7 +88,12 @@ func destroyAll(f *os.File, id uint64) error {
 }
 
 // sweep removes groups of ours that have neither members nor anything charged to them. Another's are left alone.
-func (b *Backend) sweep(d *pool.Dir) error {
+func (b *Backend) sweep() error {
+	d, err := b.pool.Dir()
+	if err != nil {
+		return err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
 	b.groups.Lock()
 	defer b.groups.Unlock()
 	dirs, err := filepath.Glob(b.sysfs + "/qgroups/1_*")

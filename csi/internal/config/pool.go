@@ -10,11 +10,11 @@ import (
 // Pool is one directory, one file system, one volume group or some disks that volumes are made in.
 type Pool struct {
 	Backend    string   `toml:"backend" comment:"loop, btrfs, dir, lvm or static."`
-	Path       string   `toml:"path,omitempty" comment:"A directory; its file system must stay mounted. Of static: where it is kept which device is whose. Not of lvm."`
-	Group      string   `toml:"volume_group,omitempty" comment:"Of lvm: the volume group, which must be there."`
-	ThinPool   string   `toml:"thin_pool,omitempty" comment:"Of lvm: a thin pool in it that zeroes its blocks; empty: volumes are thick."`
-	Program    string   `toml:"program,omitempty" comment:"Of lvm: LVM's program."`
-	Devices    []string `toml:"devices,omitempty" comment:"Of static: disks and partitions, by links in /dev/disk/by-id, or directories of such links."`
+	Path       string   `toml:"path" comment:"A directory; its file system must stay mounted. Of static: where it is kept which device is whose. Not of lvm."`
+	Group      string   `toml:"volume_group" comment:"Of lvm: the volume group, which must be there."`
+	ThinPool   string   `toml:"thin_pool" comment:"Of lvm: a thin pool in it that zeroes its blocks; empty: volumes are thick."`
+	Program    string   `toml:"program" comment:"Of lvm: LVM's program; empty: /usr/sbin/lvm."`
+	Devices    []string `toml:"devices" comment:"Of static: disks and partitions, by links in /dev/disk/by-id, or directories of such links."`
 	Size       string   `toml:"size" comment:"What may be promised in all, like 100Gi; empty: the file system's or the group's size less keep_free."`
 	KeepFree   string   `toml:"keep_free" comment:"What is left free of the file system for others."`
 	Overcommit float64  `toml:"overcommit" comment:"How often size may be promised; above 1 volumes are sparse and may meet a full pool."`

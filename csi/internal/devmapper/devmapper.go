@@ -27,12 +27,13 @@ func (d Device) Path() string { return fmt.Sprintf("/dev/dm-%d", unix.Minor(d.Nu
 // struct dm_ioctl: version (3 × __u32), data_size, data_start, target_count, open_count (__s32), flags, event_nr,
 // padding, dev (__u64), name (128 bytes), uuid (129 bytes), data (7 bytes).
 const (
-	structSize           = 312
-	openAt, devAt        = 24, 40
-	nameAt, uuidAt       = 48, 176
-	nameSize, uuidSize   = 128, 129
-	deviceStatus         = 0xc138fd07 // DM_DEV_STATUS: _IOWR(0xfd, 7, struct dm_ioctl)
-	controlVersion, data = 4, 12
+	structSize         = 312
+	versionMajor       = 4
+	dataSizeAt         = 12
+	openAt, devAt      = 24, 40
+	nameAt, uuidAt     = 48, 176
+	nameSize, uuidSize = 128, 129
+	deviceStatus       = 0xc138fd07 // DM_DEV_STATUS: _IOWR(0xfd, 7, struct dm_ioctl)
 )
 
 // Find looks for a device by name; one that is not there is os.ErrNotExist.
@@ -46,8 +47,8 @@ func Find(name string) (Device, error) {
 	}
 	defer ctl.Close() //nolint:errcheck // only an ioctl
 	var b [structSize]byte
-	binary.NativeEndian.PutUint32(b[0:], controlVersion)
-	binary.NativeEndian.PutUint32(b[data:], structSize)
+	binary.NativeEndian.PutUint32(b[0:], versionMajor)
+	binary.NativeEndian.PutUint32(b[dataSizeAt:], structSize)
 	copy(b[nameAt:], name)
 	syscall.ForkLock.RLock() // what we have just closed, a child of ours that is about to exec still has open
 	defer syscall.ForkLock.RUnlock()

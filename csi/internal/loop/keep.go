@@ -44,26 +44,7 @@ const eraseSlice = 256 << 20
 
 // Purge implements volume.Keeper. A file that a device still holds is left for the next time.
 func (b *Backend) Purge(ctx context.Context) (left int, err error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
-	names, err := d.Names(pool.Trash)
-	if err != nil {
-		return 0, err
-	}
-	for i, name := range names {
-		if ctx.Err() != nil {
-			return len(names) - i + left, nil
-		}
-		held, perr := erase(d, pool.Trash+"/"+name)
-		if held || perr != nil {
-			left++
-			err = errors.Join(err, perr)
-		}
-	}
-	return left, err
+	return pooldir.Purge(ctx, b.pool, erase)
 }
 
 func erase(d *pool.Dir, name string) (held bool, err error) {

@@ -5,9 +5,6 @@ import (
 	"errors"
 	"os"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/berth-project/berth/csi/internal/blockdev"
 	"github.com/berth-project/berth/csi/internal/blockfs"
 	"github.com/berth-project/berth/csi/internal/devmapper"
 	"github.com/berth-project/berth/csi/internal/loopdev"
@@ -33,27 +30,14 @@ func (b *Backend) activate(ctx context.Context, id string) (devmapper.Device, er
 
 // Mount implements volume.Attacher.
 func (b *Backend) Mount(ctx context.Context, v volume.Spec, readOnly bool) (*os.File, error) {
-	d, err := b.activate(ctx, v.ID)
+	if _, err := b.activate(ctx, v.ID); err != nil {
+		return nil, err
+	}
+	d, err := b.group.Idle(ctx, complete(v.ID)) // repairing what somebody has mounted elsewhere would be its end
 	if err != nil {
 		return nil, err
 	}
-	if d, err = b.group.Idle(ctx, complete(v.ID)); err != nil { // repairing what somebody has mounted elsewhere would be its end
-		return nil, err
-	}
-	dev, err := blockdev.Exclusive(d.Path())
-	if err != nil {
-		return nil, err
-	}
-	if err := dev.Close(); err != nil { // the programs that repair it want it for themselves as well
-		return nil, err
-	}
-	if dev, err = os.OpenFile(d.Path(), os.O_RDWR, 0); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(blockfs.Prepare(ctx, v, dev, readOnly), dev.Close()); err != nil {
-		return nil, err
-	}
-	return blockfs.Mount(v, d.Path(), readOnly)
+	return blockfs.MountAlone(ctx, v, d.Path(), readOnly)
 }
 
 // Device implements volume.Attacher. A reader gets a loop device that refuses writes in front of the volume.
@@ -87,17 +71,7 @@ func (b *Backend) Holds(_ context.Context, v volume.Spec, p mount.Point) (bool, 
 	if err != nil {
 		return false, err
 	}
-	if p.Dev == d.Number || p.Rdev == d.Number {
-		return true, nil
-	}
-	all, err := loopdev.Over(d.Path())
-	for _, dev := range all {
-		var st unix.Stat_t
-		if serr := unix.Stat(dev, &st); serr == nil && st.Rdev == p.Rdev {
-			return true, nil
-		}
-	}
-	return false, err
+	return blockfs.Holds(d.Number, d.Path(), p)
 }
 
 // Release implements volume.Attacher.

@@ -4,6 +4,7 @@
 package pooldir
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -44,6 +45,31 @@ func Inventory(p *pool.Pool, ext string) (volumes, snapshots []string, err error
 	volumes, verr := list(pool.Volumes)
 	snapshots, serr := list(pool.Snapshots)
 	return volumes, snapshots, errors.Join(verr, serr)
+}
+
+// Purge calls erase with the name of everything in the trash until ctx ends, and says how much is left; erase says
+// whether something stays for the next time.
+func Purge(ctx context.Context, p *pool.Pool, erase func(d *pool.Dir, name string) (stays bool, err error)) (left int, err error) {
+	d, err := p.Dir()
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
+	names, err := d.Names(pool.Trash)
+	if err != nil {
+		return 0, err
+	}
+	for i, name := range names {
+		if ctx.Err() != nil {
+			return len(names) - i + left, err
+		}
+		stays, perr := erase(d, Path(pool.Trash, name))
+		if stays || perr != nil {
+			left++
+			err = errors.Join(err, perr)
+		}
+	}
+	return left, err
 }
 
 // Unwell says what is wrong with a pool that answers the question for its space so; nothing: nil.

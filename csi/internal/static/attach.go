@@ -2,7 +2,6 @@ package static
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,20 +23,7 @@ func (b *Backend) Mount(ctx context.Context, v volume.Spec, readOnly bool) (*os.
 	if err != nil {
 		return nil, err
 	}
-	dev, err := blockdev.Exclusive(k.node) // repairing what somebody has mounted elsewhere would be its end
-	if err != nil {
-		return nil, err
-	}
-	if err := dev.Close(); err != nil { // the programs that repair it want it for themselves as well
-		return nil, err
-	}
-	if dev, err = os.OpenFile(k.node, os.O_RDWR, 0); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(blockfs.Prepare(ctx, v, dev, readOnly), dev.Close()); err != nil {
-		return nil, err
-	}
-	return blockfs.Mount(v, k.node, readOnly)
+	return blockfs.MountAlone(ctx, v, k.node, readOnly)
 }
 
 // Device implements volume.Attacher. A reader gets a loop device that refuses writes in front of the device.
@@ -55,17 +41,7 @@ func (b *Backend) Holds(_ context.Context, v volume.Spec, p mount.Point) (bool, 
 	if err != nil {
 		return false, err
 	}
-	if p.Dev == k.number || p.Rdev == k.number {
-		return true, nil
-	}
-	all, err := loopdev.Over(k.node)
-	for _, dev := range all {
-		var st unix.Stat_t
-		if serr := unix.Stat(dev, &st); serr == nil && st.Rdev == p.Rdev {
-			return true, nil
-		}
-	}
-	return false, err
+	return blockfs.Holds(k.number, k.node, p)
 }
 
 // Release implements volume.Attacher. The device stays, so that nobody uses it must be looked up: it is not mounted
@@ -87,12 +63,11 @@ func (b *Backend) Release(_ context.Context, v volume.Spec) error {
 	if err := loopdev.ReleaseOver(k.node); err != nil {
 		return err
 	}
-	dev, err := blockdev.Exclusive(k.node)
-	if err != nil {
+	if err := blockdev.Alone(k.node); err != nil {
 		return errs.FailedPrecondition.Errorf("volume %s is still in use: %w", v.ID, err)
 	}
-	if err := dev.Close(); err != nil || !v.Block {
-		return err
+	if !v.Block {
+		return nil
 	}
 	if user := openBy(k.number); user != "" {
 		return errs.FailedPrecondition.Errorf("volume %s is still in use: process %s has %s open", v.ID, user, k.node)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/berth-project/berth/csi/internal/blockdev"
 	"github.com/berth-project/berth/csi/internal/pool"
@@ -120,20 +121,12 @@ func (b *Backend) Purge(ctx context.Context) (left int, err error) {
 	if err := b.takeIn(d); err != nil {
 		return 0, err
 	}
-	trash, err := names(d, pool.Trash)
-	if err != nil {
-		return 0, err
-	}
-	for i, name := range trash {
-		if ctx.Err() != nil {
-			return len(trash) - i + left, nil
+	return pooldir.Purge(ctx, b.pool, func(d *pool.Dir, name string) (bool, error) {
+		if strings.HasPrefix(name, pool.Trash+"/.") { // half a record of a killed process: what it was to say is not lost
+			return false, remove(d, name)
 		}
-		if perr := b.erase(ctx, d, pool.Trash+"/"+name); perr != nil {
-			left++
-			err = errors.Join(err, perr)
-		}
-	}
-	return left, err
+		return false, b.erase(ctx, d, name)
+	})
 }
 
 // takeIn puts every device into the trash that is in no record, in no use, and zero at its edges; others are refused.

@@ -122,15 +122,15 @@ func fill(ctx context.Context, k disk, v volume.Spec) error {
 	if v.Block {
 		return nil
 	}
-	dev, err := blockdev.Exclusive(k.node)
+	if err := blockdev.Alone(k.node); err != nil { // mkfs wants it for itself
+		return err
+	}
+	dev, err := os.OpenFile(k.node, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(blockdev.ZeroEdges(ctx, dev, k.size), dev.Close()); err != nil { // mkfs wants it for itself
-		return err
-	}
-	if dev, err = os.OpenFile(k.node, os.O_RDWR, 0); err != nil {
-		return err
+	if err := blockdev.ZeroEdges(ctx, dev, k.size); err != nil {
+		return errors.Join(err, dev.Close())
 	}
 	return errors.Join(mkfs.NewOn(ctx, v.FSType, dev, v.Capacity), dev.Sync(), dev.Close(), afterFormat.Hit())
 }
@@ -162,5 +162,5 @@ func (b *Backend) Remove(ctx context.Context, v volume.Spec) error {
 		return err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
-	return errors.Join(pool.Full(errors.Join(d.Discard(pool.Volumes+"/"+v.ID), d.Discard(pool.Building+"/"+v.ID))), afterTrash.Hit())
+	return errors.Join(pool.Full(errors.Join(d.Discard(pool.Volumes+"/"+v.ID), d.Discard(pool.Building+"/"+v.ID), remove(d, pool.Building+"/."+v.ID))), afterTrash.Hit())
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -54,7 +55,7 @@ func (g *Group) runIn(ctx context.Context, turn chan struct{}, verb string, args
 	if err == nil {
 		return out.Bytes(), nil
 	}
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, exec.ErrDot) || strings.Contains(err.Error(), "no such file") {
+	if errors.Is(err, os.ErrNotExist) {
 		return nil, errs.FailedPrecondition.Errorf("%s is not installed on this node: install lvm2, or say where it is (program): %w", g.program, err)
 	}
 	return nil, classify(g.name, fmt.Errorf("lvm %s: %w: %s", verb, errors.Join(err, ctx.Err()), strings.Join(strings.Fields(said.String()), " ")))

@@ -3,7 +3,7 @@
 // those that its caller names.
 //
 // The program is started by its absolute path with a list of arguments, never by a shell, one at a time, with a limit
-// of time and of output (lvm(8), lvmreport(7) of LVM 2.03). What it says is parsed from JSON, and of its refusals, which
+// of time and of output (lvm(8), lvmreport(7); tried with LVM 2.03.16). What it says is parsed from JSON, and of its refusals, which
 // it only words, the known ones get a class.
 package volgroup
 
@@ -59,7 +59,7 @@ func (g *Group) Device(volume string) (devmapper.Device, error) {
 
 // Create makes a volume of at least size bytes, whose blocks hold whatever they held, active, with a tag.
 func (g *Group) Create(ctx context.Context, volume, tag string, size int64) error {
-	_, err := g.run(ctx, "lvcreate", "--yes", "--type", "linear", "--wipesignatures", "n", "--zero", "n", "--setautoactivation", "n",
+	_, err := g.run(ctx, "lvcreate", "--yes", "--type", "linear", "--wipesignatures", "n", "--zero", "n",
 		"--addtag", tag, "--size", bytesOf(size), "--name", volume, g.name)
 	return err
 }
