@@ -91,7 +91,8 @@ func (b *run) livesUnder(ctx context.Context, prefix string, shape pods.Shape) e
 	return nil
 }
 
-// burstsUnder is the bursts of 100 of the two sides in a condition.
+// burstsUnder is the bursts of 100 of the two sides in a condition. The last one is weighed: what a daemon keeps of its
+// first such burst is no pod's.
 func (b *run) burstsUnder(ctx context.Context, prefix string, shape pods.Shape, weigh bool) error {
 	const size = 100
 	up := map[string]report.Series{}
@@ -99,7 +100,7 @@ func (b *run) burstsUnder(ctx context.Context, prefix string, shape pods.Shape, 
 		for k := range 2 {
 			side := b.stage.pair()[(k+round)%2]
 			b.quiet(ctx)
-			rate, _, err := b.burst(ctx, side, shape, size, weigh && round == 0)
+			rate, _, err := b.burst(ctx, side, shape, size, weigh && round == b.Hundreds-1)
 			if err != nil {
 				return fmt.Errorf("%s: %w", side.Name, err)
 			}

@@ -82,6 +82,9 @@ func (n *node) pod(name string, s sort) *pod {
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: p.namespaces()},
 		},
 	}
+	if s.host {
+		p.config.Hostname = "" // such a pod has the node's
+	}
 	return p
 }
 

@@ -98,6 +98,9 @@ func (r *Runner) prepare(name string) (*pod, error) {
 			Resources:       limits(),
 		},
 	}
+	if r.Shape.HostNetwork {
+		p.sandbox.Hostname = "" // such a pod has the node's
+	}
 	return p, err
 }
 

@@ -33,6 +33,7 @@ type inputs struct {
 	rootGID uint32
 	stdio   Stdio
 	filter  *Filter
+	own     idMaps // of the container's user namespace; empty if it has none
 	mapping func(uids, gids string) (int, error)
 	opened  []int // all of the above that close must close
 }
@@ -69,6 +70,7 @@ func (e *Executor) prepare(ctx context.Context, s *Start) (_ *inputs, err error)
 		}
 	}()
 	in.rootUID, in.rootGID = mapped(s.Spec.Linux.UIDMappings), mapped(s.Spec.Linux.GIDMappings)
+	in.own = idMaps{mapLines(s.Spec.Linux.UIDMappings), mapLines(s.Spec.Linux.GIDMappings)}
 	in.mapping = func(uids, gids string) (int, error) { return newUserNS(ctx, e.launcher, uids, gids) }
 	if err := e.namespaces(ctx, s, in); err != nil {
 		return nil, err

@@ -99,12 +99,19 @@ func (in *inputs) mappingFor(m *specs.Mount) (int, error) {
 		}
 		return -1, errs.InvalidArgument.Errorf("idmap without mappings and without a user namespace")
 	}
-	fd, err := in.mapping(mapLines(m.UIDMappings), mapLines(m.GIDMappings))
+	want := idMaps{mapLines(m.UIDMappings), mapLines(m.GIDMappings)}
+	if fd, ok := in.join["user"]; ok && want == in.own {
+		return fd, nil // the kernel takes the mappings of any namespace: none has to be made, by a process that is started for it
+	}
+	fd, err := in.mapping(want.uids, want.gids)
 	if err != nil {
 		return -1, err
 	}
 	return in.keep(fd), nil
 }
+
+// idMaps are the mappings of a user namespace as its uid_map and gid_map have them.
+type idMaps struct{ uids, gids string }
 
 // prepareCgroups clones the directories of the container's own cgroups, because without a cgroup namespace a
 // fresh mount would show the root of the tree.
