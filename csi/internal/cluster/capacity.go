@@ -47,6 +47,7 @@ func (l *Loops) capacityLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			l.look()
 			l.orphans(ctx)
 		case <-l.changed:
 		case <-l.room.again(time.Now()):
@@ -78,38 +79,63 @@ func (l *Loops) managed() map[string]string {
 	return map[string]string{"app.kubernetes.io/managed-by": "berth-csi", "berth.dev/driver": l.conf.Name, "berth.dev/node": l.conf.Node}
 }
 
-// publish makes one CSIStorageCapacity per class, owned by the Node, and removes those of classes that are gone.
+// publish makes one CSIStorageCapacity per class, owned by the Node, and removes those of classes that are gone. What is
+// there is asked for only at first, after a failure and once a minute: nobody else writes them.
 func (l *Loops) publish(ctx context.Context) error {
 	l.offering.Lock()
 	defer l.offering.Unlock()
+	known := l.offered != nil
+	failed := l.offer(ctx)
+	if failed != nil && known && ctx.Err() == nil { // somebody wrote them after all, or they went with their Node
+		l.offered = nil
+		failed = l.offer(ctx)
+	}
+	if failed != nil {
+		l.offered = nil
+	}
+	return failed
+}
+
+// look forgets what is published, so that the next publication asks for it.
+func (l *Loops) look() {
+	l.offering.Lock()
+	defer l.offering.Unlock()
+	l.offered = nil
+}
+
+func (l *Loops) offer(ctx context.Context) error {
 	classes, err := l.objects.Storage().V1().StorageClasses().Lister().List(labels.Everything())
 	if err != nil {
 		return err
 	}
 	api := l.client.StorageV1().CSIStorageCapacities(l.conf.Namespace)
-	list, err := api.List(ctx, metav1.ListOptions{LabelSelector: labels.FormatLabels(l.managed())})
-	if err != nil {
-		return err
+	if l.offered == nil {
+		list, err := api.List(ctx, metav1.ListOptions{LabelSelector: labels.FormatLabels(l.managed())})
+		if err != nil {
+			return err
+		}
+		l.offered = map[string]*storagev1.CSIStorageCapacity{}
+		for i := range list.Items {
+			l.offered[list.Items[i].Name] = &list.Items[i]
+		}
 	}
-	have := map[string]*storagev1.CSIStorageCapacity{}
-	for i := range list.Items {
-		have[list.Items[i].Name] = &list.Items[i]
-	}
+	gone := maps.Clone(l.offered)
 	var failed error
 	for _, c := range classes {
 		if c.Provisioner != l.conf.Name {
 			continue
 		}
 		name := l.objectName(c.Name)
-		if err := l.publishClass(ctx, c, have[name]); err != nil {
+		delete(gone, name)
+		if l.offered[name], err = l.publishClass(ctx, c, l.offered[name]); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("class %s: %w", c.Name, err))
 		}
-		delete(have, name)
 	}
-	for name := range have {
+	for name := range gone {
 		if err := api.Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 			failed = errors.Join(failed, err)
 		}
+		delete(l.offered, name)
 	}
 	return failed
 }
@@ -119,14 +145,15 @@ func (l *Loops) objectName(class string) string {
 	return "berth-" + hex.EncodeToString(sum[:10])
 }
 
-func (l *Loops) publishClass(ctx context.Context, c *storagev1.StorageClass, have *storagev1.CSIStorageCapacity) error {
+// publishClass returns a class's object as it is now.
+func (l *Loops) publishClass(ctx context.Context, c *storagev1.StorageClass, have *storagev1.CSIStorageCapacity) (*storagev1.CSIStorageCapacity, error) {
 	params := maps.Clone(c.Parameters)
 	resp, err := l.driver.GetCapacity(ctx, &csi.GetCapacityRequest{Parameters: params})
 	if errs.Of(err) == errs.Unavailable { // a pool that is not there has no room
 		resp, err = &csi.GetCapacityResponse{}, nil
 	}
 	if err != nil {
-		return err
+		return have, err
 	}
 	free := resource.NewQuantity(resp.GetAvailableCapacity(), resource.BinarySI)
 	offer := l.room.offer(c.Name, resp.GetAvailableCapacity(), resp.GetMaximumVolumeSize().GetValue(), time.Now())
@@ -134,18 +161,17 @@ func (l *Loops) publishClass(ctx context.Context, c *storagev1.StorageClass, hav
 	api := l.client.StorageV1().CSIStorageCapacities(l.conf.Namespace)
 	if have != nil {
 		if have.Capacity.Cmp(*free) == 0 && have.MaximumVolumeSize != nil && have.MaximumVolumeSize.Cmp(*most) == 0 {
-			return nil
+			return have, nil
 		}
 		have = have.DeepCopy()
 		have.Capacity, have.MaximumVolumeSize = free, most
-		_, err := api.Update(ctx, have, metav1.UpdateOptions{})
-		return err
+		return api.Update(ctx, have, metav1.UpdateOptions{})
 	}
 	node, err := l.client.CoreV1().Nodes().Get(ctx, l.conf.Node, metav1.GetOptions{})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = api.Create(ctx, &storagev1.CSIStorageCapacity{
+	return api.Create(ctx, &storagev1.CSIStorageCapacity{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: l.objectName(c.Name), Labels: l.managed(),
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}},
@@ -153,7 +179,6 @@ func (l *Loops) publishClass(ctx context.Context, c *storagev1.StorageClass, hav
 		StorageClassName: c.Name, Capacity: free, MaximumVolumeSize: most,
 		NodeTopology: &metav1.LabelSelector{MatchLabels: map[string]string{l.conf.TopologyKey: l.conf.Node}},
 	}, metav1.CreateOptions{})
-	return err
 }
 
 // orphans reports volumes that have had no PersistentVolume for long: a provisioner that died between the two leaves

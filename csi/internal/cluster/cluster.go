@@ -17,6 +17,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -67,8 +68,9 @@ type Loops struct {
 	modifies workqueue.TypedRateLimitingInterface[string]
 	changed  chan struct{}
 	room     *room
-	offering sync.Mutex           // one publication at a time, held to its end: an older figure never follows a newer one
-	missing  map[string]time.Time // since when a volume has had no PersistentVolume
+	offering sync.Mutex                               // one publication at a time, held to its end: an older figure never follows a newer one
+	offered  map[string]*storagev1.CSIStorageCapacity // by name, as this process last saw or wrote them; nil: not known
+	missing  map[string]time.Time                     // since when a volume has had no PersistentVolume
 }
 
 // New makes the loops; nothing is started, the API server need not be there.
