@@ -212,6 +212,7 @@ func sweepAll(t *testing.T, how string, errnos ...unix.Errno) {
 	t.Cleanup(func() { evict(t) })
 	serial := 0
 	for _, who := range []string{"daemon", "shim"} {
+		single(t)
 		var points, swept, runs int
 		for _, r := range rpcs() {
 			listed := list(t, target{who: who, rpc: r.name}, &serial)
@@ -243,6 +244,26 @@ func sweepAll(t *testing.T, how string, errnos ...unix.Errno) {
 		}
 	}
 	node.clean(t)
+}
+
+// single has the daemon end supervisors that it does not need, which those before have left: the one that is watched must be
+// the one that the pod comes to.
+func single(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := node.restart(ctx)
+	if err == nil {
+		err = harness.Until(ctx, 20*time.Millisecond, nil, func() error {
+			if n := len(node.shims()); n > 1 {
+				return fmt.Errorf("%d supervisors without pods", n)
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // list is what one RPC does, over three lives.

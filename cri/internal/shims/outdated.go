@@ -27,10 +27,34 @@ func (p *Pool) retire(ctx context.Context, s *shim, hello *v1.HelloReply) bool {
 	if hello.Draining || !p.outdated(hello.Pid) {
 		return hello.Draining
 	}
-	if _, err := s.call(ctx, v1.MethodDrain, struct{}{}, nil, nil); err != nil {
-		p.log.Error("shim of another build could not be told to drain; it is given no new pods", "shim", s.id, "error", err)
-		return true
-	}
 	p.log.Info("shim of another build drains", "shim", s.id, "build", hello.Build, "pods", len(hello.Pods))
+	p.drain(ctx, s)
 	return true
+}
+
+func (p *Pool) drain(ctx context.Context, s *shim) {
+	if _, err := s.call(ctx, v1.MethodDrain, struct{}{}, nil, nil); err != nil {
+		p.log.Error("shim could not be told to drain; it is given no new pods", "shim", s.id, "error", err)
+	}
+}
+
+// thin ends the supervisors that have nothing, but for the last one that takes pods: daemons that died while they started one
+// have left them, and pods would be spread over all.
+func (p *Pool) thin(ctx context.Context, idle []*shim) {
+	for _, s := range idle {
+		p.mu.Lock()
+		others := 0
+		for _, o := range p.shims {
+			if o != s && !o.draining {
+				others++
+			}
+		}
+		ends := others > 0 && !s.draining
+		s.draining = s.draining || ends
+		p.mu.Unlock()
+		if ends {
+			p.log.Info("shim that has nothing ends, there is another", "shim", s.id)
+			p.drain(ctx, s)
+		}
+	}
 }

@@ -84,3 +84,45 @@ func TestUpgradeDrains(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
+
+// TestIdleShimsEnd: of supervisors that have nothing a new daemon keeps one, and that only if no other takes pods.
+func TestIdleShimsEnd(t *testing.T) {
+	b := newBench(t)
+	for _, id := range []string{"p1", "p2", "p3"} { // two to a supervisor
+		b.makePod(id)
+	}
+	remove := func(ids ...string) {
+		for _, id := range ids {
+			if err := b.RemovePod(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	next := func(want int) {
+		t.Helper()
+		b.Close()
+		b.Pool = b.pool(supervisor)
+		if _, err := b.Recover(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; ; n++ {
+			ents, err := os.ReadDir(b.cfg.Dir)
+			if err == nil && len(ents) == want {
+				return
+			}
+			if n > 300 {
+				t.Fatalf("%d supervisors, %v; want %d", len(ents), err, want)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	next(2)
+	remove("p3")
+	next(1)
+	b.makePod("p4") // the first one is full
+	next(2)
+	remove("p1", "p2", "p4")
+	next(1)
+	b.makePod("p5")
+	b.clear("p5", "none")
+}

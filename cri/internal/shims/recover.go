@@ -46,7 +46,7 @@ func (p *Pool) Recover(ctx context.Context, later func(Found)) (Found, error) {
 	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	var silent []*shim
+	var silent, idle []*shim
 	for _, ent := range ents {
 		wg.Go(func() {
 			s := &shim{id: ent.Name(), dir: filepath.Join(p.cfg.Dir, ent.Name()), pool: p, profiles: map[string]bool{}}
@@ -56,6 +56,9 @@ func (p *Pool) Recover(ctx context.Context, later func(Found)) (Found, error) {
 			switch {
 			case err == nil:
 				all.add(hello)
+				if len(hello.Pods) == 0 && len(hello.Containers) == 0 {
+					idle = append(idle, s)
+				}
 			case gone(err):
 				p.log.Warn("shim is gone", "shim", s.id, "error", err)
 				p.discard(s)
@@ -66,6 +69,7 @@ func (p *Pool) Recover(ctx context.Context, later func(Found)) (Found, error) {
 		})
 	}
 	wg.Wait()
+	p.thin(ctx, idle)
 	all.Silent = len(silent)
 	p.mu.Lock()
 	p.silent = len(silent)
