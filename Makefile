@@ -105,7 +105,7 @@ test-vm: ## Boot a virtual machine with Debian's 6.12 kernel and ask it who it i
 test-power: build ## Kill a virtual machine while berth-csi makes, snapshots, grows and deletes, boot it on the same disk: nothing lost
 	@./e2e/setup.sh $(VM_PACKAGES) btrfs-progs xfsprogs
 	@mkdir -p .cache/vm
-	cd e2e && BERTH_BIN=$(BIN) BERTH_VM=$(CURDIR)/.cache/vm $(GO) test -count=1 -v -timeout 60m ./powercut
+	cd e2e && BERTH_BIN=$(BIN) BERTH_VM=$(CURDIR)/.cache/vm $(GO) test -count=1 -v -timeout 180m ./powercut
 
 .PHONY: conformance-vm
 conformance-vm: setup build tools ## critest in a virtual machine: pure cgroup v2, cgroupfs and systemd, AppArmor. Slow: the processor is emulated

@@ -103,7 +103,7 @@ func (m *machine) run(points []string) {
 // boot lets the guest finish the life that was cut off, and cuts its power at a point of a new one, if any.
 func (m *machine) boot(point string) {
 	m.Helper()
-	ctx, cancel := context.WithTimeout(m.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(m.Context(), 10*time.Minute)
 	defer cancel()
 	work, err := os.MkdirTemp(m.TempDir(), "boot-") // some hundred MiB: not kept until the test's end
 	if err != nil {
@@ -114,7 +114,7 @@ func (m *machine) boot(point string) {
 		Cache: m.cache, Work: work, MemoryMB: 768, DiskMB: 300, CPUs: 2, Disk: m.disk, Cut: dark,
 		Programs: []string{"mkfs.ext4", "mkfs.xfs", "e2fsck", "resize2fs"},
 		Files:    map[string]string{"/vm/csi.test": m.suite, "/vm/berth-csi": m.driver},
-		Command:  []string{"/bin/busybox", "sh", "-c", "modprobe loop; exec /vm/csi.test -test.v -test.timeout 4m -test.run '^TestPowerCut$'"},
+		Command:  []string{"/bin/busybox", "sh", "-c", "modprobe loop; exec /vm/csi.test -test.v -test.timeout 9m -test.run '^TestPowerCut$'"},
 		Env: []string{
 			"PATH=/bin:/sbin:/usr/bin:/usr/sbin", "BERTH_CSI_PROGRAM=/vm/berth-csi", "BERTH_CSI_CUT_DISK=/dev/vdb", "BERTH_CSI_CUT_POOL=" + m.pool,
 			"BERTH_CSI_CUT_AT=" + point, "BERTH_CSI_CUT_ACKS=" + strings.Join(m.acks, ","),
