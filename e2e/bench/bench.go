@@ -97,7 +97,11 @@ func Run(ctx context.Context, c Config) error {
 		}
 		fmt.Printf("\n[%4.0f s] %s\n", time.Since(b.begin).Seconds(), s.what)
 		if err := s.do(ctx); err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", s.what, err), b.stage.logs())
+			err = errors.Join(fmt.Errorf("%s: %w", s.what, err), b.stage.logs())
+			if len(b.report.Rows) > 0 { // hours may be in them
+				err = errors.Join(err, b.finish())
+			}
+			return err
 		}
 	}
 	return b.finish()
