@@ -86,8 +86,9 @@ func openBy(number uint64) string {
 		return "" // the pattern is good
 	}
 	for _, fd := range fds {
-		var st unix.Stat_t
-		if unix.Stat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number {
+		var st unix.Statx_t // without asking a server of files that may not answer
+		if unix.Statx(unix.AT_FDCWD, fd, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st) == nil &&
+			st.Mode&unix.S_IFMT == unix.S_IFBLK && unix.Mkdev(st.Rdev_major, st.Rdev_minor) == number {
 			return strings.Split(fd, "/")[2]
 		}
 	}
