@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +19,21 @@ func (l *Layout) EnsureExec(path string) error {
 		return err
 	}
 	return nil
+}
+
+// Execs are the groups of a container's execs.
+func (l *Layout) Execs(container string) (groups []string) {
+	if l.Unified == "" {
+		return nil
+	}
+	all, err := filepath.Glob(l.Unified + container + "/exec-*")
+	if err != nil {
+		return nil // the pattern is good
+	}
+	for _, g := range all {
+		groups = append(groups, strings.TrimPrefix(g, l.Unified))
+	}
+	return groups
 }
 
 // KillExec ends everything in an exec's group. Without a unified tree there is none.

@@ -44,8 +44,9 @@ type Container struct {
 	grouped     *cri.LinuxContainerResources // the limits that its group has; nil: it has no group. Guarded by op
 	barred      bool                         // it is being stopped or removed: no start any more. Guarded by op
 
-	mu sync.Mutex
-	st ContainerState
+	mu   sync.Mutex
+	st   ContainerState
+	left []string // groups of ended execs that something runs in which they have left behind
 }
 
 // ContainerState is what changes in a container's life.

@@ -38,13 +38,26 @@ type running struct {
 	*shims.Process
 	group  string // its own group in the unified tree
 	layout *cgroup.Layout
+	in     *Container
 }
 
-// close forgets the exec. Its group stays while something it left behind runs there; the container's end takes
-// both.
+// close forgets the exec. Its group stays while something it left behind runs there: later execs of the container look again,
+// and its end takes both.
 func (r *running) close() {
 	r.Process.Close()
-	_ = r.layout.RemoveExec(r.group) // busy: see above
+	r.in.leave(r.group, r.layout.RemoveExec)
+}
+
+// leave removes the groups of execs that have ended, those too which could not be removed before.
+func (c *Container) leave(group string, remove func(group string) error) {
+	c.mu.Lock()
+	all := append(c.left, group)
+	c.left = nil
+	c.mu.Unlock()
+	all = slices.DeleteFunc(all, func(g string) bool { return remove(g) == nil }) // busy: see above
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = append(c.left, all...)
 }
 
 // killAll ends the process and everything it started.
@@ -81,13 +94,13 @@ func (m *Manager) exec(ctx context.Context, c *Container, cmd command) (*running
 		return nil, err
 	}
 	id := newID()[:12]
-	r := &running{group: group + "/exec-" + id, layout: m.cfg.Cgroups}
+	r := &running{group: group + "/exec-" + id, layout: m.cfg.Cgroups, in: c}
 	if err := m.cfg.Cgroups.EnsureExec(r.group); err != nil {
 		return nil, fmt.Errorf("exec group: %w", err)
 	}
 	handles, err := m.cfg.Cgroups.Open(group, r.group)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, r.layout.RemoveExec(r.group))
 	}
 	defer handles.Close()
 	raw, err := json.Marshal(execProcess(c.spec.Process, cmd.args, cmd.tty))

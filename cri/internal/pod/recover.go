@@ -211,6 +211,9 @@ func (m *Manager) resume(c *Container) {
 		return
 	}
 	m.shims.SetStatic(m.static(c, group), m.oci(c, p))
+	for _, exec := range m.cfg.Cgroups.Execs(group) { // nobody of this daemon waits for their end
+		c.leave(exec, m.cfg.Cgroups.RemoveExec)
+	}
 	if err := m.saveContainer(c); err != nil {
 		m.cfg.Log.Error("container not recorded", "container", c.ID, "error", err)
 	}
