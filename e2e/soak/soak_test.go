@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,5 +145,31 @@ func TestNumber(t *testing.T) {
 	}
 	if got := number("# NextGC = x\n", "# NextGC = "); got != 0 {
 		t.Error(got)
+	}
+}
+
+// TestFloor: a minute's peak does not count, what stays does, and one daemon's least is not another's.
+func TestFloor(t *testing.T) {
+	var samples []Sample
+	for i := range 24 { // four minutes, the last one of another daemon
+		v := 10.0
+		if i%6 == 3 {
+			v = 500
+		}
+		if i >= 12 {
+			v++ // it stays
+		}
+		samples = append(samples, Sample{At: time.Duration(i) * 10 * time.Second, Life: int32(i / 18), Values: map[string]float64{"daemon_fds": v}})
+	}
+	least := floor(samples, time.Hour)
+	var got []float64
+	for _, s := range least {
+		got = append(got, s.Values["daemon_fds"])
+	}
+	if !slices.Equal(got, []float64{10, 10, 11, 11}) || least[3].Life != 1 {
+		t.Errorf("%v", got)
+	}
+	if samples[3].Values["daemon_fds"] != 500 {
+		t.Error("the samples themselves were changed")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -108,8 +109,26 @@ func (n *node) finish(samples []Sample, left int) error {
 	return err
 }
 
-// judge fits a line through the last two thirds of every measure, and says which grow.
+// floor is the least of each measure in each sixtieth of a soak, of one daemon. What is held for good stands in it; what pods
+// under way hold, more of them the busier the machine is, does not.
+func floor(samples []Sample, length time.Duration) (least []Sample) {
+	span, begin := length/60, time.Duration(0)
+	for _, s := range samples {
+		last := len(least) - 1
+		if last < 0 || least[last].Life != s.Life || s.At-begin >= span {
+			least, begin = append(least, Sample{At: s.At, Life: s.Life, Values: maps.Clone(s.Values)}), s.At
+			continue
+		}
+		for name, v := range s.Values {
+			least[last].Values[name] = min(v, least[last].Values[name])
+		}
+	}
+	return least
+}
+
+// judge fits a line through the last two thirds of every measure's floor, and says which grow.
 func judge(samples []Sample, length time.Duration) (rows []Row, grows []string) {
+	samples = floor(samples, length)
 	for _, b := range append(bounds(), seen()...) {
 		line := trend.Fit(b.blocks(samples, length)...)
 		name := b.name + "_slope"
