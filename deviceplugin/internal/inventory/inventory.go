@@ -55,6 +55,8 @@ type GPU struct {
 	Mode string `json:"mode,omitempty"`
 	// DRM are the names of its nodes below /dev/dri, "card1" and "renderD129".
 	DRM []string `json:"drm,omitempty"`
+	// Clique is the part of an NVLink fabric over several nodes that the GPU belongs to, "CLUSTER-UUID.CLIQUE"; mostly empty.
+	Clique string `json:"clique,omitempty"`
 	// MIG says that the GPU is in MIG mode: it then serves its instances only.
 	MIG       bool       `json:"mig,omitempty"`
 	Instances []Instance `json:"instances,omitempty"`
@@ -74,6 +76,18 @@ type Instance struct {
 	// GICap and CICap are the minors of /dev/nvidia-caps/nvidia-cap<minor> that open the instance.
 	GICap int `json:"giCap"`
 	CICap int `json:"ciCap"`
+	// Engines are what it has to compute with; without any they are unknown (only NVML can tell).
+	Engines Engines `json:"engines,omitzero"`
+}
+
+// Engines counts what an instance has of each sort.
+type Engines struct {
+	Multiprocessors int `json:"multiprocessors"`
+	Copy            int `json:"copy"`
+	Decoder         int `json:"decoder"`
+	Encoder         int `json:"encoder"`
+	JPEG            int `json:"jpeg"`
+	OFA             int `json:"ofa"` // optical flow
 }
 
 // Link is a connection between two GPUs, named by their UUIDs.

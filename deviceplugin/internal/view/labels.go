@@ -70,6 +70,7 @@ func Labels(n *inventory.Node, p policy.Plan, strategy policy.MIGStrategy) map[s
 	set("gpu.compute.minor", minor)
 	set("gpu.family", family(g.Compute))
 	set("gpu.count", strconv.Itoa(len(n.GPUs)))
+	set("gpu.clique", clique(n))
 	if g.Memory > 0 {
 		set("gpu.memory", strconv.FormatUint(g.Memory>>20, 10))
 	}
@@ -127,6 +128,22 @@ func instance(set setter, name string, in inventory.Instance) {
 		set(name+".slices.gi", m[2])
 		set(name+".slices.ci", cmp.Or(m[1], m[2]))
 	}
+	if e := in.Engines; e.Multiprocessors > 0 {
+		set(name+".multiprocessors", strconv.Itoa(e.Multiprocessors))
+		for kind, n := range map[string]int{"copy": e.Copy, "decoder": e.Decoder, "encoder": e.Encoder, "jpeg": e.JPEG, "ofa": e.OFA} {
+			set(name+".engines."+kind, strconv.Itoa(n))
+		}
+	}
+}
+
+// clique is that of all GPUs; a node with some in another one has none.
+func clique(n *inventory.Node) string {
+	for _, g := range n.GPUs {
+		if g.Clique != n.GPUs[0].Clique {
+			return ""
+		}
+	}
+	return n.GPUs[0].Clique
 }
 
 // sharing describes the first resource of whole GPUs, and returns what the product's name gets.

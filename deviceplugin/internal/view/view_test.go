@@ -125,12 +125,13 @@ func TestLabelsOfSharing(t *testing.T) {
 
 // TestLabelsOfSingle: instances in the GPUs' place are described in the GPUs' labels, as feature discovery does it.
 func TestLabelsOfSingle(t *testing.T) {
-	n := &inventory.Node{Machine: "DGX\tH100", GPUs: []inventory.GPU{{UUID: "GPU-1", Product: "NVIDIA H100", Memory: 80 << 30, Mode: "compute", MIG: true, Instances: []inventory.Instance{
-		{UUID: "MIG-1", Profile: "2c.3g.40gb", Memory: 40 << 30}, {UUID: "MIG-2", Profile: "2c.3g.40gb", Memory: 40 << 30},
+	n := &inventory.Node{Machine: "DGX\tH100", GPUs: []inventory.GPU{{UUID: "GPU-1", Clique: "7d7a.3", Product: "NVIDIA H100", Memory: 80 << 30, Mode: "compute", MIG: true, Instances: []inventory.Instance{
+		{UUID: "MIG-1", Profile: "2c.3g.40gb", Memory: 40 << 30, Engines: inventory.Engines{Multiprocessors: 32, Copy: 3}}, {UUID: "MIG-2", Profile: "2c.3g.40gb", Memory: 40 << 30},
 	}}}}
 	l := Labels(n, policy.Compile(n, policy.Policy{MIG: policy.MIGSingle}, nil), policy.MIGSingle)
 	for key, want := range map[string]string{
 		"gpu.product": "NVIDIA-H100-MIG-2c.3g.40gb", "gpu.count": "2", "gpu.memory": "40960", "gpu.slices.gi": "3", "gpu.slices.ci": "2",
+		"gpu.multiprocessors": "32", "gpu.engines.copy": "3", "gpu.engines.ofa": "0", "gpu.clique": "7d7a.3",
 		"gpu.machine": "DGX-H100", "gpu.mode": "compute", "mig.strategy": "single", "mig-2c.3g.40gb.count": "2",
 	} {
 		if l["nvidia.com/"+key] != want {

@@ -124,11 +124,26 @@ func (s *Source) gpu(index int, d lib.Device, caps inventory.Caps) (inventory.GP
 		g.Compute = fmt.Sprintf("%d.%d", major, minor)
 	}
 	s.files.Place(&g)
+	g.Clique = s.clique(d)
 	if mode, _, r := d.GetMigMode(); r == lib.SUCCESS && mode == lib.DEVICE_MIG_ENABLE {
 		g.MIG = true
 		g.Instances = instances(d, g.Minor, caps)
 	}
 	return g, nil
+}
+
+// clique is empty but for a GPU that has joined a fabric. Libraries before driver 525 cannot be asked: the call of a function that
+// they lack would be the process's end.
+func (s *Source) clique(d lib.Device) string {
+	if s.lib.Extensions().LookupSymbol("nvmlDeviceGetGpuFabricInfo") != nil {
+		return ""
+	}
+	f, r := d.GetGpuFabricInfo()
+	if r != lib.SUCCESS || f.State != lib.GPU_FABRIC_STATE_COMPLETED || lib.Return(f.Status) != lib.SUCCESS || f.ClusterUuid == [16]uint8{} {
+		return ""
+	}
+	u := f.ClusterUuid
+	return fmt.Sprintf("%x-%x-%x-%x-%x.%d", u[:4], u[4:6], u[6:8], u[8:10], u[10:], f.CliqueId)
 }
 
 func instances(d lib.Device, minor int, caps inventory.Caps) (all []inventory.Instance) {
@@ -157,6 +172,12 @@ func instances(d lib.Device, minor int, caps inventory.Caps) (all []inventory.In
 		}
 		if mem, r := m.GetMemoryInfo(); r == lib.SUCCESS {
 			in.Memory = mem.Total
+		}
+		if a, r := m.GetAttributes(); r == lib.SUCCESS {
+			in.Engines = inventory.Engines{
+				Multiprocessors: int(a.MultiprocessorCount), Copy: int(a.SharedCopyEngineCount), Decoder: int(a.SharedDecoderCount),
+				Encoder: int(a.SharedEncoderCount), JPEG: int(a.SharedJpegCount), OFA: int(a.SharedOfaCount),
+			}
 		}
 		in.GICap, in.CICap = caps.Instance(minor, in.GI, in.CI)
 		all = append(all, in)
