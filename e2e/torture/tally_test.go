@@ -42,7 +42,7 @@ func (t *tally) add(what string, n int) {
 	t.count[what] += n
 }
 
-// write adds the rows of this run to $BERTH_OUT/torture.json, in place of earlier ones of the same names.
+// write adds what this run has counted to the rows of $BERTH_OUT/torture.json, so that one torture may be done in parts.
 func (t *tally) write() error {
 	out := os.Getenv("BERTH_OUT")
 	if out == "" {
@@ -64,7 +64,11 @@ func (t *tally) write() error {
 	defer t.mu.Unlock()
 	names := []string{leaks, restarted, wrongExits, lostLog, startFailures, otherFaults, daemonKills, shimKills, podLives, modelSteps, powerCuts, errnoInjections, pidReuses, uninterruptible, stormCalls}
 	for _, name := range names {
-		kept = append(kept, row{Name: name, Unit: "count", Berth: t.count[name]})
+		r := row{Name: name, Unit: "count", Berth: t.count[name]}
+		if i := slices.IndexFunc(rows, func(r row) bool { return r.Name == name }); i >= 0 {
+			r.Berth += rows[i].Berth
+		}
+		kept = append(kept, r)
 	}
 	for _, r := range rows {
 		if !slices.Contains(names, r.Name) {
