@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-project/berth/e2e/harness"
@@ -136,7 +137,7 @@ func (o *outage) cycle(ctx context.Context, i int) error {
 	if err := o.damage(at); err != nil {
 		return err
 	}
-	list, err := o.client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+	list, err := o.client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{}, grpc.WaitForReady(true)) // the connection is of before the cut
 	if err != nil {
 		return err
 	}
@@ -193,14 +194,14 @@ func (o *outage) pulls(ctx context.Context) (there bool) {
 // forget removes the image that was pulled when the power was cut.
 func (o *outage) forget(ctx context.Context, must bool) error {
 	image := &cri.ImageSpec{Image: another}
-	st, err := o.client.Images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: image})
+	st, err := o.client.Images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: image}, grpc.WaitForReady(true))
 	if err != nil {
 		return err
 	}
 	if must && st.GetImage() == nil {
 		return errors.New("an image whose pull was answered is not there after the power cut")
 	}
-	if _, err := o.client.Images.PullImage(ctx, &cri.PullImageRequest{Image: image}); err != nil {
+	if _, err := o.client.Images.PullImage(ctx, &cri.PullImageRequest{Image: image}, grpc.WaitForReady(true)); err != nil {
 		return err
 	}
 	_, err = o.client.Images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: image})

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -26,12 +25,14 @@ func (l *Layout) Execs(container string) (groups []string) {
 	if l.Unified == "" {
 		return nil
 	}
-	all, err := filepath.Glob(l.Unified + container + "/exec-*")
+	all, err := os.ReadDir(l.Unified + container)
 	if err != nil {
-		return nil // the pattern is good
+		return nil // there is no such group
 	}
 	for _, g := range all {
-		groups = append(groups, strings.TrimPrefix(g, l.Unified))
+		if strings.HasPrefix(g.Name(), "exec-") {
+			groups = append(groups, container+"/"+g.Name())
+		}
 	}
 	return groups
 }

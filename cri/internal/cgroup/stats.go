@@ -77,9 +77,15 @@ func (l *Layout) Untouched(path string) bool {
 	return known && used == 0 && len(l.Pids(path)) == 0
 }
 
-// Used says that a process is or was in a group. Without the unified tree only those that are there are known.
+// Used says that a process is or was in a group, by its time; without the unified tree by what cpuacct has counted.
 func (l *Layout) Used(path string) bool {
-	used, _ := l.time(path)
+	used, known := l.time(path)
+	if !known && l.V1["cpuacct"] != "" {
+		b, err := os.ReadFile(l.V1["cpuacct"] + path + "/cpuacct.usage") //nolint:gosec // below the mount
+		if err == nil && strings.Trim(string(b), "0\n") != "" {
+			return true
+		}
+	}
 	return used > 0 || len(l.Pids(path)) > 0
 }
 

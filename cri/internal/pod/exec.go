@@ -114,7 +114,9 @@ func (m *Manager) exec(ctx context.Context, c *Container, cmd command) (*running
 	begin, done := m.detach(ctx, req.Limit+answerSlack)
 	defer done()
 	if r.Process, err = m.shims.Exec(begin, req, handles, cmd.stdio); err != nil {
-		return nil, errors.Join(err, r.layout.KillExec(r.group), r.layout.RemoveExec(r.group))
+		err = errors.Join(err, r.layout.KillExec(r.group))
+		c.leave(r.group, r.layout.RemoveExec) // what was killed may be leaving still
+		return nil, err
 	}
 	return r, nil
 }

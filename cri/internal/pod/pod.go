@@ -43,6 +43,8 @@ type PodState struct {
 	IPs      []string        `json:"ips,omitempty"`     // primary first
 	Result   json.RawMessage `json:"result,omitempty"`  // CNI result
 	Resized  []byte          `json:"resized,omitempty"` // UpdatePodSandboxResources, as CRI protobuf
+
+	Namespaces map[string]uint64 `json:"namespaces,omitempty"` // inodes of its own, by kind
 }
 
 // State is a copy of the pod's present state.

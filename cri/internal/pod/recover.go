@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -211,6 +212,8 @@ func (m *Manager) resume(c *Container) {
 		return
 	}
 	m.shims.SetStatic(m.static(c, group), m.oci(c, p))
+	pipes := m.shims.Pipes(c.ID)
+	c.set(func(s *ContainerState) { s.Pipes = pipes })
 	for _, exec := range m.cfg.Cgroups.Execs(group) { // nobody of this daemon waits for their end
 		c.leave(exec, m.cfg.Cgroups.RemoveExec)
 	}
@@ -253,7 +256,11 @@ func (m *Manager) recoverPods(ctx context.Context, found shims.Found, old map[st
 			}
 			p.set(func(s *PodState) { s.Creating, s.Undone = false, true })
 		case st.Ready && held && !old[p.ID]:
-			continue
+			own := m.shims.Identities(p.ID)
+			if maps.Equal(own, st.Namespaces) {
+				continue
+			}
+			p.set(func(s *PodState) { s.Namespaces = own }) // an earlier build has not recorded them
 		case st.Ready && found.Silent > 0 && !old[p.ID]:
 			m.limbo.put(p.ID)
 			continue

@@ -149,7 +149,12 @@ func (m *Manager) makeNamespaces(ctx context.Context, p *Pod, scope func() error
 		}
 		defer groups.Close()
 	}
-	return m.shims.RunPod(ctx, req, groups)
+	if err := m.shims.RunPod(ctx, req, groups); err != nil {
+		return err
+	}
+	own := m.shims.Identities(p.ID)
+	p.set(func(s *PodState) { s.Namespaces = own })
+	return nil
 }
 
 // podGroup makes the group of the pod's own init process.

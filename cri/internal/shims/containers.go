@@ -58,7 +58,7 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	var reply v1.StartReply
 	started := Started{Shim: s.id}
 	err := s.enter(ctx, v1.MethodStart, req, files(groups), &reply, func(fds []*os.File) {
-		started.Pipes = inodes(reply.Handles, fds)
+		started.Pipes = inodes(byName(reply.Handles, fds))
 		e := &containerEntry{shim: s, static: req.Container, oci: req.OCI, pid: reply.Pid, started: reply.StartedAt, names: reply.Handles, handles: byName(reply.Handles, fds)}
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -69,6 +69,17 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	})
 	started.Pid, started.At = reply.Pid, reply.StartedAt
 	return started, err
+}
+
+// Pipes are the inodes of a container's output, by handle. See Rescue.
+func (p *Pool) Pipes(id string) map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.containers[id]
+	if e == nil {
+		return nil
+	}
+	return inodes(e.handles)
 }
 
 // Signal sends a signal to a container's init, by its pidfd: no shim is asked and no pid can be mistaken.

@@ -44,6 +44,8 @@ type Pool struct {
 	wg     sync.WaitGroup
 	stop   chan struct{} // closed by Close
 
+	heeding sync.Mutex // held from the end of a shim's silence until it was told
+
 	spawn sync.Mutex // held while a shim is chosen or started, so that a burst does not start one each
 
 	mu         sync.Mutex

@@ -69,7 +69,9 @@ func (p *Pool) Recover(ctx context.Context, later func(Found)) (Found, error) {
 		})
 	}
 	wg.Wait()
-	p.thin(ctx, idle)
+	bounded, cancel := context.WithTimeout(ctx, takeLimit)
+	defer cancel()
+	p.thin(bounded, idle)
 	all.Silent = len(silent)
 	p.mu.Lock()
 	p.silent = len(silent)
@@ -148,6 +150,8 @@ func (p *Pool) heed(s *shim, later func(Found)) {
 		default:
 			continue
 		}
+		p.heeding.Lock() // whoever is told that nobody is silent any more must have been told before what the others hold
+		defer p.heeding.Unlock()
 		p.mu.Lock()
 		p.silent--
 		f.Silent = p.silent

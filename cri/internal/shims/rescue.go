@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,31 +29,30 @@ type Orphan struct {
 // namespaces.
 type OrphanPod struct {
 	ID         string
-	Kinds      []string // of its own namespaces
-	Net        string   // where its network namespace is bound, if Kinds has "net"
-	Group      string   // the cgroup of the process that holds its pid namespace, if Kinds has "pid"
+	Namespaces map[string]uint64 // inodes of its own, by kind: what is found is believed if it is that one
+	Net        string            // where its network namespace is bound
+	Group      string            // the cgroup of the process that holds its pid namespace, if it has one
 	Containers []Orphan
 }
 
 // Rescue gives a pod and its containers to a living shim, to the one that has the pod already if there is one: it was
 // about to be given the containers too when its daemon died. It returns those that the shim has now. Their input and their
-// terminals ended with those who held the other end. FailedPrecondition: no container runs, or a namespace is not there.
+// terminals ended with those who held the other end. FailedPrecondition: no container runs, or a namespace is not to be
+// found.
 func (p *Pool) Rescue(ctx context.Context, pod OrphanPod) ([]v1.ContainerState, error) {
 	containers := map[string]*containerEntry{}
-	var via *containerEntry
 	for _, o := range pod.Containers {
-		e, err := p.find(o)
+		e, err := p.find(ctx, o)
 		if err != nil {
 			p.log.Warn("container not rescued", "container", o.Static.ID, "error", err)
 			continue
 		}
-		containers[o.Static.ID], via = e, e
+		containers[o.Static.ID] = e
 	}
-	if via == nil {
+	if len(containers) == 0 {
 		return nil, errs.FailedPrecondition.Errorf("pod %s has no process", pod.ID)
 	}
-	err := p.entrust(ctx, pod, via, containers)
-	if err != nil {
+	if err := p.entrust(ctx, pod, containers); err != nil {
 		for _, c := range containers {
 			c.close()
 		}
@@ -69,7 +66,7 @@ func (p *Pool) Rescue(ctx context.Context, pod OrphanPod) ([]v1.ContainerState, 
 }
 
 // find takes hold of a container's process and of its output.
-func (p *Pool) find(o Orphan) (*containerEntry, error) {
+func (p *Pool) find(ctx context.Context, o Orphan) (*containerEntry, error) {
 	pidfd, err := p.pidfdIn(o.Group, o.Pid)
 	if err != nil {
 		return nil, err
@@ -78,8 +75,12 @@ func (p *Pool) find(o Orphan) (*containerEntry, error) {
 		static: o.Static, oci: o.OCI, pid: o.Pid, started: o.Started,
 		names: []string{v1.HandlePidfd}, handles: map[string]*os.File{v1.HandlePidfd: pidfd},
 	}
-	for name, f := range findPipes(p.cfg.Cgroups.Pids(o.Group), o.Pipes) {
+	pipes, err := findPipes(ctx, p.cfg.Cgroups.Pids(o.Group), o.Pipes)
+	for name, f := range pipes {
 		e.names, e.handles[name] = append(e.names, name), f
+	}
+	if lost := len(o.Pipes) - len(pipes); lost > 0 || len(o.Pipes) == 0 && !o.Static.Terminal {
+		p.log.Warn("a rescued container's output ends here: its pipe is closed, or not to be found", "container", o.Static.ID, "pipes", lost, "error", err)
 	}
 	return e, nil
 }
@@ -93,249 +94,122 @@ func (p *Pool) pidfdIn(group string, pid int) (*os.File, error) {
 	}
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	if !slices.Contains(p.cfg.Cgroups.Pids(group), pid) || readable(pidfd) {
-		return nil, errs.NotFound.Errorf("process %d is not in %s: %w", pid, group, closed(pidfd))
+		_ = pidfd.Close()
+		return nil, errs.NotFound.Errorf("process %d is not in %s", pid, group)
 	}
 	return pidfd, nil
 }
 
-func closed(f *os.File) error {
-	_ = f.Close()
-	return unix.ESRCH
-}
-
-// findPod takes hold of a pod's namespaces: the network's by its path, the others by the process of a container.
-func (p *Pool) findPod(pod OrphanPod, via *containerEntry) (*podEntry, error) {
-	e := &podEntry{ns: map[string]*os.File{}, order: pod.Kinds}
-	for _, kind := range pod.Kinds {
-		path := fmt.Sprintf("/proc/%d/ns/%s", via.pid, kind)
-		if kind == "net" {
-			path = pod.Net
-		}
-		if kind == "pid" {
-			if err := p.findInit(pod.Group, e); err != nil {
-				e.close()
-				return nil, err
-			}
-			path = fmt.Sprintf("/proc/%d/ns/pid", e.initPid)
-		}
-		ns, err := openNamespace(path)
-		if err == nil && kind == "user" {
-			ns, err = outermost(ns)
-		}
-		if err != nil {
-			e.close()
-			return nil, errs.FailedPrecondition.Errorf("pod %s, namespace %s: %w", pod.ID, kind, err)
-		}
-		e.ns[kind] = ns
-	}
-	if readable(via.handles[v1.HandlePidfd]) || e.init != nil && readable(e.init) { // the pids may be others' by now
-		e.close()
-		return nil, errs.FailedPrecondition.Errorf("pod %s ended while its namespaces were opened", pod.ID)
-	}
-	return e, nil
-}
-
-// findInit takes hold of the process that holds a pod's pid namespace, the only one of its cgroup.
-func (p *Pool) findInit(group string, e *podEntry) error {
-	pids := p.cfg.Cgroups.Pids(group)
-	if len(pids) != 1 {
-		return errs.FailedPrecondition.Errorf("%d processes in %s, want the one that holds the pid namespace", len(pids), group)
-	}
-	init, err := p.pidfdIn(group, pids[0])
-	if err != nil {
-		return err
-	}
-	e.init, e.initPid = init, pids[0]
-	return nil
-}
-
-func openNamespace(path string) (*os.File, error) {
-	f, err := os.Open(path) //nolint:gosec // of a process of ours, or a path of ours
-	if err != nil {
-		return nil, err
-	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.NSFS_MAGIC {
-		return nil, fmt.Errorf("%s is no namespace: %w", path, closed(f))
-	}
-	return f, nil
-}
-
-// outermost is the pod's own user namespace: the container's process may have made others within.
-func outermost(ns *os.File) (*os.File, error) {
-	var own unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/user", &own); err != nil {
-		_ = ns.Close()
-		return nil, err
-	}
-	for {
-		const parentOf = 0xb702 // NS_GET_PARENT: _IO(NSIO, 2)
-		fd, _, errno := unix.Syscall(unix.SYS_IOCTL, ns.Fd(), parentOf, 0)
-		if errno != 0 { // EPERM: it is this process's own, or beyond
-			_ = ns.Close()
-			return nil, os.NewSyscallError("ioctl NS_GET_PARENT", errno)
-		}
-		parent := os.NewFile(fd, "user namespace")
-		var st unix.Stat_t
-		if err := unix.Fstat(int(fd), &st); err != nil || st.Ino == own.Ino && st.Dev == own.Dev {
-			_ = parent.Close()
-			return ns, err
-		}
-		_ = ns.Close()
-		ns = parent
-	}
-}
-
 // entrust gives containers to their pod's shim, or them and the pod to some shim. What is one of the pool's is given to a
-// shim's successor as well, should it die meanwhile.
-func (p *Pool) entrust(ctx context.Context, pod OrphanPod, via *containerEntry, containers map[string]*containerEntry) error {
-	p.mu.Lock()
-	e := p.pods[pod.ID]
-	p.mu.Unlock()
-	held := e != nil
-	if !held {
+// shim's successor as well, should it die meanwhile. A container that the shim does not take is left out; without any it is
+// an error.
+func (p *Pool) entrust(ctx context.Context, pod OrphanPod, containers map[string]*containerEntry) error {
+	e, held := p.held(pod.ID)
+	if e == nil {
 		var err error
-		if e, err = p.findPod(pod, via); err != nil {
+		if e, err = p.findPod(pod, containers); err != nil {
 			return err
 		}
 	}
 	s, err := p.assign(ctx, pod.ID, e, containers)
 	if err != nil {
-		if !held {
-			e.close()
-		}
 		return err
 	}
 	defer s.life.RUnlock()
 	if !held {
-		err = s.adoptPod(ctx, pod.ID, e)
-	}
-	for _, c := range containers {
-		if err == nil {
-			err = s.adoptContainer(ctx, c)
+		if err := s.adoptPod(ctx, pod.ID, e); err != nil && !errors.Is(err, errs.Unavailable) {
+			s.hung.Store(errors.Is(err, context.DeadlineExceeded))
+			p.disown(pod.ID, e, containers)
+			return fmt.Errorf("shim %s: %w", s.id, err)
 		}
 	}
-	if err == nil || errors.Is(err, errs.Unavailable) {
-		return nil
+	for id, c := range containers {
+		err := s.adoptContainer(ctx, c)
+		if err == nil || errors.Is(err, errs.Unavailable) {
+			continue
+		}
+		s.hung.Store(errors.Is(err, context.DeadlineExceeded))
+		p.log.Error("container not adopted", "container", id, "shim", s.id, "error", err)
+		p.disown("", nil, map[string]*containerEntry{id: c})
+		c.close()
+		delete(containers, id)
 	}
+	if len(containers) == 0 {
+		return errs.FailedPrecondition.Errorf("shim %s takes none of its containers", s.id)
+	}
+	return nil
+}
+
+// held is a pod that the pool has, and whether its shim is there. One whose shim fell silent while it was asked, and then
+// died, has its descriptors still.
+func (p *Pool) held(id string) (e *podEntry, held bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !held {
-		e.close()
-		delete(p.pods, pod.ID)
+	if e = p.pods[id]; e == nil {
+		return nil, false
 	}
-	for cid := range containers {
-		delete(p.containers, cid)
+	if held = e.shim != nil && p.shims[e.shim.id] == e.shim; !held {
+		delete(p.pods, id) // nobody's: it is given to another one
+		e.shim = nil
 	}
-	return fmt.Errorf("shim %s: %w", s.id, err)
+	return e, held
 }
 
 // assign makes a pod one of some shim's, if it is nobody's, and containers that shim's, which cannot be replaced until the
-// caller lets go of its life.
+// caller lets go of its life. On an error nobody has the pod, and it is closed.
 func (p *Pool) assign(ctx context.Context, id string, e *podEntry, containers map[string]*containerEntry) (*shim, error) {
+	if s := e.shim; s != nil {
+		s.life.RLock()
+		p.enlist(s, id, e, containers)
+		return s, nil
+	}
 	for ctx.Err() == nil {
-		s := e.shim
-		if s == nil {
-			var err error
-			if s, err = p.place(ctx); err != nil {
-				return nil, err
-			}
+		s, err := p.place(ctx)
+		if err != nil {
+			e.close()
+			return nil, err
 		}
 		s.life.RLock()
 		p.mu.Lock()
-		if e.shim == nil {
-			s.reserved--
-		}
-		if p.shims[s.id] != s { // it was killed, and had nothing to be replaced for
-			p.mu.Unlock()
-			s.life.RUnlock()
-			continue
-		}
-		e.shim, p.pods[id] = s, e
-		for cid, c := range containers {
-			c.shim, p.containers[cid] = s, c
-		}
+		s.reserved--
+		there := p.shims[s.id] == s
 		p.mu.Unlock()
-		return s, nil
+		if there {
+			p.enlist(s, id, e, containers)
+			return s, nil
+		}
+		s.life.RUnlock() // it was killed, and had nothing to be replaced for
+		time.Sleep(10 * time.Millisecond)
 	}
+	e.close()
 	return nil, ctx.Err()
 }
 
-// inodes are those of a container's output.
-func inodes(names []string, fds []*os.File) map[string]uint64 {
-	all := map[string]uint64{}
-	for name, f := range byName(names, fds) {
-		var st unix.Stat_t
-		if (name == v1.HandleStdout || name == v1.HandleStderr) && unix.Fstat(int(f.Fd()), &st) == nil {
-			all[name] = st.Ino
+// enlist makes a pod and containers a shim's.
+func (p *Pool) enlist(s *shim, id string, e *podEntry, containers map[string]*containerEntry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.shim, p.pods[id] = s, e
+	for cid, c := range containers {
+		if old := p.containers[cid]; old != nil { // of a shim that fell silent while it was asked, or its end came first
+			c.exited, c.last = old.exited, old.last
+			old.close()
 		}
+		c.shim, p.containers[cid] = s, c
 	}
-	return all
 }
 
-// findPipes opens, for reading, the pipes that processes have open, by inode. What nobody has open any more is not there.
-func findPipes(pids []int, want map[string]uint64) map[string]*os.File {
-	found := map[string]*os.File{}
-	names := map[string]string{}
-	for name, inode := range want {
-		names[fmt.Sprintf("pipe:[%d]", inode)] = name
+// disown takes back what enlist did, of a pod if there is one.
+func (p *Pool) disown(pod string, e *podEntry, containers map[string]*containerEntry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e != nil {
+		e.close()
+		delete(p.pods, pod)
 	}
-	for _, pid := range pids {
-		dir := fmt.Sprintf("/proc/%d/fd", pid)
-		ents, err := os.ReadDir(dir)
-		if err != nil {
-			continue // it has ended
-		}
-		slices.SortFunc(ents, func(a, b os.DirEntry) int { return number(a) - number(b) }) // 1 and 2, as a rule
-		for _, ent := range ents {
-			path := filepath.Join(dir, ent.Name())
-			to, err := os.Readlink(path)
-			name := names[to]
-			if err != nil || name == "" || found[name] != nil {
-				continue
-			}
-			if f, err := openPipe(path, want[name]); err == nil { // else it was closed in between
-				found[name] = f
-			}
-			if len(found) == len(want) {
-				return found
-			}
+	for id, c := range containers {
+		if p.containers[id] == c {
+			delete(p.containers, id)
 		}
 	}
-	return found
-}
-
-func number(ent os.DirEntry) int {
-	n, _ := strconv.Atoi(ent.Name()) // what is no number comes first
-	return n
-}
-
-// openPipe opens a pipe by a process's descriptor, which may be another file by now: so it is looked at first, by a
-// descriptor that has opened nothing.
-func openPipe(path string, inode uint64) (*os.File, error) {
-	at, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(at) //nolint:errcheck // it has opened nothing
-	var st unix.Stat_t
-	var fs unix.Statfs_t
-	if err := unix.Fstat(at, &st); err != nil {
-		return nil, err
-	}
-	if err := unix.Fstatfs(at, &fs); err != nil {
-		return nil, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Ino != inode || fs.Type != unix.PIPEFS_MAGIC {
-		return nil, unix.ENOENT
-	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", at), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0) // without a writer it would wait
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.SetNonblock(fd, false); err != nil { // as the one that is lost was
-		_ = unix.Close(fd)
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "pipe"), nil
 }
