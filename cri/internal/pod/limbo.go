@@ -149,11 +149,10 @@ func (m *Manager) silent(c *Container) error {
 // started makes a container RUNNING whose start was not recorded before the daemon died.
 func (m *Manager) started(c *Container, st v1.ContainerState) {
 	c.set(func(s *ContainerState) {
-		if !s.StartedAt.IsZero() {
-			return
-		}
-		s.StartedAt, s.Pid = st.StartedAt, st.Pid
-		if s.StartedAt.IsZero() { // nobody knows when
+		switch {
+		case st.Pid != 0:
+			s.StartedAt, s.Pid = st.StartedAt, st.Pid
+		case s.StartedAt.IsZero(): // nobody knows when
 			s.StartedAt = c.CreatedAt
 		}
 	})

@@ -172,7 +172,8 @@ func (m *Manager) recoverContainers(found shims.Found, old map[string]bool) {
 			continue
 		case cri.ContainerState_CONTAINER_CREATED:
 			if !known && found.Silent > 0 && !old[c.ID] && m.lives(c) {
-				m.limbo.put(c.ID) // started, and not recorded before the daemon died
+				m.started(c, v1.ContainerState{}) // and not recorded before the daemon died
+				m.limbo.put(c.ID)
 				continue
 			}
 			if !known && !old[c.ID] && m.wasStarted(c) { // its start was not recorded, and who knew of it is gone
