@@ -157,3 +157,63 @@ func TestRescue(t *testing.T) {
 		t.Errorf("a pod without a process is ready, %v", err)
 	}
 }
+
+// TestRescueBelievesNoOther: the process of a privileged container has entered other namespaces than its pod's. They are not taken
+// for the pod's: another container's process shows the way, or there is none.
+func TestRescueBelievesNoOther(t *testing.T) {
+	n := newNode(t)
+	start := func(pod, name string, command ...string) string {
+		t.Helper()
+		c := containerConfig(name, command...)
+		c.Linux.SecurityContext.Privileged = true
+		id, err := n.Create(t.Context(), pod, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Start(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	pod := func(name string) string {
+		t.Helper()
+		conf := podConfig(name)
+		conf.Linux.SecurityContext.Privileged = true
+		id, err := n.Run(t.Context(), conf, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	elsewhere := []string{"/bin/busybox", "unshare", "-u", "-i", "/bin/sleep", "1000"}
+	alone, both := pod("alone"), pod("both")
+	stray, strayToo, honest := start(alone, "stray", elsewhere...), start(both, "stray", elsewhere...), start(both, "honest", "/bin/sleep", "1000")
+	link := func(id, kind string) string {
+		t.Helper()
+		to, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", n.status(id).Pid, kind))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return to
+	}
+	for end := time.Now().Add(10 * time.Second); link(strayToo, "uts") == link(honest, "uts") || link(stray, "ipc") == link(honest, "ipc"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the stray processes are in their pods' namespaces")
+		}
+	}
+	n.without()
+	if st := n.status(stray); st.CRI() != cri.ContainerState_CONTAINER_EXITED || !st.Exit.Unknown {
+		t.Errorf("a pod's namespaces were taken from a process that is in others: %v", st.CRI())
+	}
+	for what, id := range map[string]string{"the stray": strayToo, "the honest": honest} {
+		if st := n.status(id); st.CRI() != cri.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("%s one is %v", what, st.CRI())
+		}
+	}
+	late := start(both, "late", "/bin/sleep", "1000")
+	for _, kind := range []string{"uts", "ipc"} {
+		if got, want := link(late, kind), link(honest, kind); got != want {
+			t.Errorf("a later container is in %s, its pod's is %s", got, want)
+		}
+	}
+}
