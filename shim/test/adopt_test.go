@@ -34,6 +34,56 @@ func collect(t *testing.T, pid int) {
 	t.Errorf("process %d did not come to its subreaper", pid)
 }
 
+// die kills a shim.
+func (s *shim) die() {
+	_ = s.cmd.Process.Kill()
+	_, _ = s.cmd.Process.Wait()
+}
+
+// adopt gives a dead shim's container to this one.
+func (s *shim) adopt(c *ctr) {
+	s.t.Helper()
+	var fds []*os.File
+	for _, h := range c.reply.Handles {
+		fds = append(fds, c.out[h])
+	}
+	req := v1.AdoptContainer{Container: c.start.Container, Pid: c.reply.Pid, StartedAt: c.reply.StartedAt, Handles: c.reply.Handles}
+	s.must(v1.MethodAdoptContainer, req, fds, nil)
+	s.must(v1.MethodAdoptContainer, req, fds, nil) // repeating it is harmless
+	c.s = s
+}
+
+// TestDeleteBeforeCollected: an adopted container is dead, and its parent takes its time to collect it. The daemon has found out
+// and deletes it: that waits for the end's record, and does not say that the container runs.
+func TestDeleteBeforeCollected(t *testing.T) {
+	subreaper(t)
+	old := launchShim(t)
+	c := old.container(spec("sleep", "100"), rootfs(t)).run()
+	old.die()
+	s := launchShim(t)
+	s.adopt(c)
+	c.kill(unix.SIGKILL)
+	dead := []unix.PollFd{{Fd: int32(c.out[v1.HandlePidfd].Fd()), Events: unix.POLLIN}}
+	if n, err := unix.Poll(dead, 5000); n != 1 {
+		t.Fatalf("it does not die: %v", err)
+	}
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		time.Sleep(300 * time.Millisecond)
+		collect(t, c.reply.Pid)
+	}()
+	begin := time.Now()
+	c.delete()
+	if e := c.wait(); e.Code != 128+int(unix.SIGKILL) || e.Unknown {
+		t.Errorf("its end: %+v", e)
+	}
+	if time.Since(begin) < 300*time.Millisecond {
+		t.Error("it was deleted before its end was known")
+	}
+	<-collected
+}
+
 func TestShimKilledAndReplaced(t *testing.T) {
 	subreaper(t)
 	old := launchShim(t)
@@ -45,24 +95,13 @@ func TestShimKilledAndReplaced(t *testing.T) {
 	var podReply v1.RunPodReply
 	podFds := old.must(v1.MethodRunPod, v1.RunPod{ID: pod, Namespaces: []string{"net", "uts"}, Hostname: "kept"}, nil, &podReply)
 	time.Sleep(time.Duration(1+os.Getpid()%9) * time.Millisecond) // in the middle of the output
-	_ = old.cmd.Process.Kill()
-	_, _ = old.cmd.Process.Wait()
+	old.die()
 	collect(t, code.reply.Pid) // it ends while no shim lives
 
 	s := launchShim(t)
-	adopt := func(c *ctr) {
-		var fds []*os.File
-		for _, h := range c.reply.Handles {
-			fds = append(fds, c.out[h])
-		}
-		req := v1.AdoptContainer{Container: c.start.Container, Pid: c.reply.Pid, StartedAt: c.reply.StartedAt, Handles: c.reply.Handles}
-		s.must(v1.MethodAdoptContainer, req, fds, nil)
-		s.must(v1.MethodAdoptContainer, req, fds, nil) // repeating it is harmless
-		c.s = s
-	}
 	s.must(v1.MethodAdoptPod, v1.AdoptPod{ID: pod, Namespaces: podReply.Namespaces}, podFds, nil)
-	adopt(c)
-	adopt(code)
+	s.adopt(c)
+	s.adopt(code)
 	if e := code.wait(); e.Code != 17 || e.Unknown {
 		t.Errorf("exit while no shim lived: %+v", e)
 	}

@@ -64,6 +64,8 @@ type node struct {
 	store  *store.Store
 	pool   *shims.Pool
 	log    *slog.Logger
+
+	uncollect func()
 }
 
 var nodes atomic.Int64
@@ -99,13 +101,26 @@ func (n *node) up() {
 		Binary: supervisor, Dir: filepath.Join(n.dir, "run", "shims"), PodsPer: 8, Cgroups: n.groups, Group: n.own,
 	}, n.log, n.SupervisorExited, func(v1.OOM) {})
 	n.SetShims(n.pool)
+	n.collect()
 	if err := n.Recover(n.t.Context()); err != nil {
 		n.t.Fatal(err)
 	}
 }
 
+// collect does what the daemon does beside the manager, until down.
+func (n *node) collect() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func(p *shims.Pool) {
+		defer close(done)
+		_ = p.Collect(ctx) // ends with ctx
+	}(n.pool)
+	n.uncollect = func() { cancel(); <-done }
+}
+
 func (n *node) down() {
 	n.t.Helper()
+	n.uncollect()
 	n.pool.Close()
 	n.Close()
 	if err := n.store.Close(); err != nil {

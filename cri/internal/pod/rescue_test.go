@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-project/berth/cri/internal/shims"
 )
 
 // without stops the daemon, kills every shim and starts the daemon again: nothing of theirs holds what a pod needs.
@@ -35,18 +33,6 @@ func (n *node) without() {
 	}
 	time.Sleep(100 * time.Millisecond) // containers write meanwhile, and nobody reads
 	n.up()
-	n.collect()
-}
-
-// collect does what the daemon does beside the manager.
-func (n *node) collect() {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func(p *shims.Pool) {
-		defer close(done)
-		_ = p.Collect(ctx) // ends with ctx
-	}(n.pool)
-	n.t.Cleanup(func() { cancel(); <-done })
 }
 
 // status is a container's state.

@@ -54,7 +54,7 @@ func (o *output) copy() {
 	fd := int(o.file.Fd())
 	s := o.pool.Get().(*scratch) //nolint:forcetypeassert // the pool holds nothing else
 	defer o.pool.Put(s)
-	for readable(fd) {
+	for Readable(fd) {
 		in, journaled := o.buffer(fd, s)
 		n, err := unix.Read(fd, in)
 		if err != nil || n <= 0 {

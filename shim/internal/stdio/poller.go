@@ -109,8 +109,8 @@ func (w *Watch) Remove() {
 	}
 }
 
-// readable tells whether a read of fd would not block.
-func readable(fd int) bool {
+// Readable tells whether a read of fd would not block; of a pidfd, whether its process is dead.
+func Readable(fd int) bool {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
 	for {
 		n, err := unix.Poll(fds, 0)

@@ -24,10 +24,8 @@ func (s *Supervisor) adoptContainer(r *v1.AdoptContainer, fds []*os.File) (err e
 	for i, name := range r.Handles {
 		files[name] = fds[i]
 	}
-	c := &container{
-		cfg: r.Container, starting: true, execs: map[string]bool{}, pid: r.Pid, pidfd: files[v1.HandlePidfd],
-		startedAt: r.StartedAt, adopted: true,
-	}
+	c := newContainer(r.Container)
+	c.pid, c.pidfd, c.startedAt, c.adopted = r.Pid, files[v1.HandlePidfd], r.StartedAt, true
 	if err := s.reserve(c); err != nil {
 		closeAll(fds)
 		if errs.Of(err) == errs.AlreadyExists {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/berth-project/berth/proto/errs"
 	v1 "github.com/berth-project/berth/proto/shim/v1"
+	"github.com/berth-project/berth/shim/internal/stdio"
 )
 
 // find returns a container that was started.
@@ -49,8 +50,12 @@ func (s *Supervisor) reopenLog(id string) error {
 	return c.io.Reopen()
 }
 
-// remove forgets an ended container and lets go of all it held.
+// remove forgets an ended container and lets go of all it held. One whose process is dead, but whose end is not recorded yet,
+// is waited for: the daemon may have the kernel's own word of it.
 func (s *Supervisor) remove(ctx context.Context, id string) error {
+	if err := s.awaitEnd(ctx, id); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	c := s.containers[id]
 	switch {
@@ -79,6 +84,24 @@ func (s *Supervisor) remove(ctx context.Context, id string) error {
 	c.io.Close()
 	_ = c.pidfd.Close()
 	return nil
+}
+
+// awaitEnd waits for the record of a dead container's end. It returns at once if there is no such container, or if its process
+// runs.
+func (s *Supervisor) awaitEnd(ctx context.Context, id string) error {
+	s.mu.Lock()
+	c := s.containers[id]
+	dead := c != nil && !c.starting && stdio.Readable(int(c.pidfd.Fd()))
+	s.mu.Unlock()
+	if !dead {
+		return nil
+	}
+	select {
+	case <-c.over:
+		return nil
+	case <-ctx.Done():
+		return errs.DeadlineExceeded.Errorf("container %s is dead, its end is not recorded yet: %w", id, ctx.Err())
+	}
 }
 
 // handles duplicates what the shim holds of one pod or container.

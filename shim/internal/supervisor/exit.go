@@ -62,6 +62,7 @@ func (s *Supervisor) exited(c *container, e v1.Exit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.exit = &e
+	close(c.over)
 	for p := range s.peers {
 		p.Notify(v1.EventExited, v1.Exited{Container: c.cfg.ID, Exit: e})
 	}

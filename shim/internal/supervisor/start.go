@@ -33,6 +33,11 @@ type container struct {
 	exit      *v1.Exit        // set once recorded
 	ended     bool            // the process is gone, but its end may not be recorded yet
 	removing  bool
+	over      chan struct{} // closed once exit is set
+}
+
+func newContainer(conf v1.Container) *container {
+	return &container{cfg: conf, starting: true, execs: map[string]bool{}, over: make(chan struct{})}
 }
 
 func (c *container) state() v1.ContainerState {
@@ -58,7 +63,7 @@ func (s *Supervisor) start(ctx context.Context, r *v1.Start, fds []*os.File) (_ 
 		return nil, nil, err
 	}
 	// 1. the id is taken before anything is made
-	c := &container{cfg: r.Container, starting: true, execs: map[string]bool{}}
+	c := newContainer(r.Container)
 	if err := s.reserve(c); err != nil {
 		return nil, nil, err
 	}
