@@ -24,11 +24,7 @@ const (
 
 func (n *node) state(id string) cri.ContainerState {
 	n.t.Helper()
-	c, err := n.Container(id)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return c.State().CRI()
+	return n.status(id).CRI()
 }
 
 // TestLife walks the state diagrams of a pod and a container, and tries every arrow that is not there.

@@ -81,7 +81,8 @@ func (m *Manager) startHeld(ctx context.Context, c *Container) error {
 		m.failStart(c, err)
 		return fmt.Errorf("start container %s: %w", c.Config.GetMetadata().GetName(), err)
 	}
-	c.set(func(s *ContainerState) { s.StartedAt, s.Pid, s.Pipes = started.At, started.Pid, started.Pipes })
+	pipes := m.shims.Pipes(c.ID)
+	c.set(func(s *ContainerState) { s.StartedAt, s.Pid, s.Pipes = started.At, started.Pid, pipes })
 	if err := failStartStarted.Hit(); err != nil {
 		return err
 	}

@@ -36,10 +36,9 @@ func (e *containerEntry) close() {
 
 // Started is what Start tells of a running container.
 type Started struct {
-	Pid   int
-	At    time.Time
-	Shim  string
-	Pipes map[string]uint64 // inodes of its output, by handle: see Rescue
+	Pid  int
+	At   time.Time
+	Shim string
 }
 
 // Start starts a container in its pod's shim.
@@ -56,9 +55,7 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	}
 	req.Cgroups = announce(groups)
 	var reply v1.StartReply
-	started := Started{Shim: s.id}
 	err := s.enter(ctx, v1.MethodStart, req, files(groups), &reply, func(fds []*os.File) {
-		started.Pipes = inodes(byName(reply.Handles, fds))
 		e := &containerEntry{shim: s, static: req.Container, oci: req.OCI, pid: reply.Pid, started: reply.StartedAt, names: reply.Handles, handles: byName(reply.Handles, fds)}
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -67,8 +64,7 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 		}
 		p.containers[req.ID] = e
 	})
-	started.Pid, started.At = reply.Pid, reply.StartedAt
-	return started, err
+	return Started{Pid: reply.Pid, At: reply.StartedAt, Shim: s.id}, err
 }
 
 // Pipes are the inodes of a container's output, by handle. See Rescue.
@@ -79,7 +75,7 @@ func (p *Pool) Pipes(id string) map[string]uint64 {
 	if e == nil {
 		return nil
 	}
-	return inodes(e.handles)
+	return inodes(map[string]*os.File{v1.HandleStdout: e.handles[v1.HandleStdout], v1.HandleStderr: e.handles[v1.HandleStderr]})
 }
 
 // Signal sends a signal to a container's init, by its pidfd: no shim is asked and no pid can be mistaken.

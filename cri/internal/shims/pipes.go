@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/proto/errs"
-	v1 "github.com/berth-project/berth/proto/shim/v1"
 )
 
 const (
@@ -19,12 +18,12 @@ const (
 	searchStep = 512
 )
 
-// inodes are those of a container's output, by handle.
-func inodes(handles map[string]*os.File) map[string]uint64 {
+// inodes are those of files that are there, by name.
+func inodes(files map[string]*os.File) map[string]uint64 {
 	all := map[string]uint64{}
-	for name, f := range handles {
+	for name, f := range files {
 		var st unix.Stat_t
-		if (name == v1.HandleStdout || name == v1.HandleStderr) && unix.Fstat(int(f.Fd()), &st) == nil {
+		if f != nil && unix.Fstat(int(f.Fd()), &st) == nil {
 			all[name] = st.Ino
 		}
 	}

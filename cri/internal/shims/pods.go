@@ -73,14 +73,7 @@ func (p *Pool) Identities(pod string) map[string]uint64 {
 	if e == nil {
 		return nil
 	}
-	all := map[string]uint64{}
-	for kind, f := range e.ns {
-		var st unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &st) == nil {
-			all[kind] = st.Ino
-		}
-	}
-	return all
+	return inodes(e.ns)
 }
 
 // RunPod makes a pod's namespaces in some shim and keeps their descriptors.

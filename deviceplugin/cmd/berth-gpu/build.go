@@ -121,14 +121,11 @@ func probe(ctx context.Context, o options) error {
 
 // library is NVML in the driver's root, or "" for the loader's choice.
 func library(conf config.Config) string {
-	view := conf.Driver.View
-	if view == "" {
-		view = conf.Driver.Root
-	}
-	if view == "/" {
+	root := driverRoot(conf)
+	if root.View == "/" {
 		return "" // the loader knows
 	}
-	return driver.NVML(driver.Root{Host: conf.Driver.Root, View: view})
+	return driver.NVML(root)
 }
 
 func load(path string) (config.Config, error) {
@@ -177,7 +174,7 @@ func build(ctx context.Context, conf config.Config, o options, log *slog.Logger,
 	}
 	limits := discovery.Limits{Inventory: config.Milliseconds(conf.Health.Start), Sample: config.Milliseconds(conf.Health.Timeout)}
 	d.source = discovery.NewGuard(src.source, limits)
-	root := driver.Root{Host: conf.Driver.Root, View: or(conf.Driver.View, conf.Driver.Root)}
+	root := driverRoot(conf)
 	if d.mps, err = d.supervisor(conf, root); err != nil {
 		return nil, errors.Join(err, d.lock.Close())
 	}
@@ -200,6 +197,10 @@ func build(ctx context.Context, conf config.Config, o options, log *slog.Logger,
 	d.debug = &debugServer{socket: conf.DebugSocket, address: conf.Metrics, view: d.collect, claims: d.serveClaims}
 	d.reload.o, d.reload.level, d.reload.log, d.reload.node = o, level, log, d.node
 	return d, nil
+}
+
+func driverRoot(conf config.Config) driver.Root {
+	return driver.Root{Host: conf.Driver.Root, View: or(conf.Driver.View, conf.Driver.Root)}
 }
 
 func or(a, b string) string {
