@@ -24,14 +24,14 @@ const metadata = 20
 
 // Space implements volume.Keeper.
 func (b *Backend) Space(context.Context) (volume.Space, error) {
-	s, err := pooldir.Space(b.pool)
+	s, err := pooldir.Space(b.pool, b.unbacked)
 	keep := s.Total / metadata
 	s.Total, s.Free = s.Total-keep, max(0, s.Free-keep)
 	return s, err
 }
 
-// Unbacked implements volume.Keeper.
-func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) {
+// unbacked is volume.Space's.
+func (b *Backend) unbacked(all []volume.Spec) (int64, error) {
 	var sum int64
 	for _, v := range all {
 		if v.Fresh { // has next to nothing; asking of each would make a burst of creates quadratic

@@ -10,10 +10,12 @@ import (
 )
 
 // Space implements volume.Keeper.
-func (b *Backend) Space(context.Context) (volume.Space, error) { return pooldir.Space(b.pool) }
+func (b *Backend) Space(context.Context) (volume.Space, error) {
+	return pooldir.Space(b.pool, b.unbacked)
+}
 
-// Unbacked implements volume.Keeper.
-func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) {
+// unbacked is volume.Space's.
+func (b *Backend) unbacked(all []volume.Spec) (int64, error) {
 	d, err := b.pool.Dir()
 	if err != nil {
 		return 0, err
@@ -55,7 +57,7 @@ func (b *Backend) Health(ctx context.Context) []volume.Condition {
 	if all := pooldir.Unwell(b.pool, s, err); all != nil {
 		return all
 	}
-	if _, err := b.Unbacked(ctx, []volume.Spec{{}}); err != nil {
+	if _, err := b.unbacked([]volume.Spec{{}}); err != nil {
 		return []volume.Condition{{Reason: "QuotaOff", Message: "the project quota of the pool at " + b.pool.Path() + " was switched off, volumes have no limit: " + err.Error()}}
 	}
 	return nil

@@ -43,10 +43,9 @@ func (s *shelf) Remove(_ context.Context, v volume.Spec) error  { return s.touch
 func (s *shelf) Release(_ context.Context, v volume.Spec) error { return s.touch(v.ID) }
 func (s *shelf) Resize(_ context.Context, v volume.Spec) error  { return s.touch(v.ID) }
 func (s *shelf) Space(context.Context) (volume.Space, error) {
-	return volume.Space{Total: 1 << 40, Free: 1 << 40, InodesFree: -1}, nil
+	return volume.Space{Total: 1 << 40, Free: 1 << 40, InodesFree: -1, Unbacked: func([]volume.Spec) (int64, error) { return 0, nil }}, nil
 }
-func (s *shelf) Unbacked(context.Context, []volume.Spec) (int64, error) { return 0, nil }
-func (s *shelf) Footprint(context.Context, volume.Spec) (int64, error)  { return 0, nil }
+func (s *shelf) Footprint(context.Context, volume.Spec) (int64, error) { return 0, nil }
 func (s *shelf) Snapshot(_ context.Context, all []volume.SnapshotSpec) error {
 	return s.touch(all[0].ID)
 }

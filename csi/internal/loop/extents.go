@@ -26,7 +26,7 @@ func (b *Backend) Changed(ctx context.Context, base, target string) ([]volume.Ra
 	if err != nil || base == "" {
 		return allocated(to), err
 	}
-	if !b.can() {
+	if !b.reflink.Load() {
 		return nil, errs.FailedPrecondition.Errorf("the pool at %s has no reflinks, so its snapshots share no blocks and what changed is not known: copy all, or use a pool on xfs or btrfs", b.pool.Path())
 	}
 	from, err := b.extents(ctx, d, base)

@@ -14,11 +14,13 @@ import (
 )
 
 // Space implements volume.Keeper.
-func (b *Backend) Space(context.Context) (volume.Space, error) { return pooldir.Space(b.pool) }
+func (b *Backend) Space(context.Context) (volume.Space, error) {
+	return pooldir.Space(b.pool, unbacked)
+}
 
-// Unbacked implements volume.Keeper. A thick file that shares nothing has all it was promised. One that shares blocks
-// needs, at worst, all of them anew.
-func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) {
+// unbacked is volume.Space's. A thick file that shares nothing has all it was promised. One that shares blocks needs, at
+// worst, all of them anew.
+func unbacked(all []volume.Spec) (int64, error) {
 	var n int64
 	for _, v := range all {
 		if v.Thin || v.Shared {

@@ -13,14 +13,14 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
-	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/csi/internal/loopdev"
 	"github.com/berth-project/berth/csi/internal/mkfs"
 	"github.com/berth-project/berth/csi/internal/pool"
+	"github.com/berth-project/berth/csi/internal/pooldir"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/proto/errs"
@@ -43,9 +43,8 @@ type Backend struct {
 	pool    *pool.Pool
 	fstypes []string
 
-	mu      sync.Mutex
-	tried   bool // what the file system can do was tried out; on a full one it cannot be
-	reflink bool
+	proof   pooldir.Proof // of what the file system can do
+	reflink atomic.Bool   // it has reflinks, as far as is known
 }
 
 var _ volume.Backend = (*Backend)(nil)
@@ -53,42 +52,19 @@ var _ volume.Backend = (*Backend)(nil)
 // New tries out what the pool's file system can do. It refuses a pool on which it cannot make volumes at all, with
 // the reason.
 func New(p *pool.Pool) (*Backend, error) {
-	b := &Backend{pool: p}
-	var missing []string
-	for _, t := range mkfs.Types() {
-		if m := mkfs.Missing(t); len(m) == 0 {
-			b.fstypes = append(b.fstypes, t)
-		} else {
-			missing = append(missing, m...)
-		}
-	}
-	if len(b.fstypes) == 0 {
-		return nil, errs.FailedPrecondition.Errorf("backend loop needs one of the programs %s: install e2fsprogs or xfsprogs", strings.Join(missing, ", "))
-	}
-	err := b.probe()
-	if errs.Of(err) == errs.ResourceExhausted { // what is in it is served, and may be deleted; the next Ensure tries again
-		err = nil
-	}
+	types, err := mkfs.Available("loop")
 	if err != nil {
+		return nil, err
+	}
+	b := &Backend{pool: p, fstypes: types}
+	if err := b.proof.AtStart(b.probe); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// can says whether the file system has reflinks, as far as is known.
-func (b *Backend) can() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.reflink
-}
-
 // probe makes a file as a volume's is made, attaches it, and finds out about reflinks.
 func (b *Backend) probe() (err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.tried {
-		return nil
-	}
 	d, err := b.pool.Dir()
 	if err != nil {
 		return err
@@ -97,11 +73,11 @@ func (b *Backend) probe() (err error) {
 	const name = pool.Building + "/.probe" + ext
 	f, err := d.Beneath(name, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
 	if err != nil {
-		return pool.Full(err)
+		return err
 	}
 	defer func() { err = errors.Join(err, f.Close(), d.Discard(name)) }()
 	if err := allocate(f, 1<<20, false); err != nil {
-		return fmt.Errorf("the pool at %s cannot allocate a file: %w", b.pool.Path(), pool.Full(err))
+		return fmt.Errorf("the pool at %s cannot allocate a file: %w", b.pool.Path(), err)
 	}
 	dev, err := loopdev.Attach(f, loopdev.Options{AutoClear: true})
 	if err != nil {
@@ -112,22 +88,17 @@ func (b *Backend) probe() (err error) {
 	}
 	clone, err := d.Beneath(name+".clone", unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
 	if err != nil {
-		return pool.Full(err)
+		return err
 	}
-	b.reflink = unix.IoctlFileClone(int(clone.Fd()), int(f.Fd())) == nil
-	b.tried = true
+	b.reflink.Store(unix.IoctlFileClone(int(clone.Fd()), int(f.Fd())) == nil)
 	return errors.Join(clone.Close(), d.Discard(name+".clone"))
 }
 
 // Traits implements volume.Store.
 func (b *Backend) Traits() volume.Traits {
-	least := map[string]int64{}
-	for _, t := range b.fstypes {
-		least[t] = mkfs.MinSize(t)
-	}
 	return volume.Traits{
 		Block: true, FSTypes: slices.Clone(b.fstypes), MinSize: 1 << 20, Granularity: loopdev.BlockSize,
-		LiveSnapshots: b.can(), LiveGroups: b.can(), NodeGrows: true, MinOf: least,
+		LiveSnapshots: b.reflink.Load(), LiveGroups: b.reflink.Load(), NodeGrows: true, MinOf: mkfs.MinSizes(b.fstypes),
 	}
 }
 
@@ -142,7 +113,7 @@ func (b *Backend) Ensure(ctx context.Context, v volume.Spec) error {
 	if there, err := d.Exists(final); there || err != nil {
 		return err
 	}
-	if err := b.probe(); err != nil {
+	if err := b.proof.Once(b.probe); err != nil {
 		return err
 	}
 	if err := d.Discard(building); err != nil { // a killed Ensure's

@@ -37,7 +37,7 @@ func (b *Backend) copyFrom(ctx context.Context, d *pool.Dir, f *os.File, s volum
 }
 
 func (b *Backend) duplicate(ctx context.Context, to, from *os.File) error {
-	if b.can() {
+	if b.reflink.Load() {
 		if err := b.sameCOW(to, from); err != nil {
 			return err
 		}
@@ -110,7 +110,7 @@ func (b *Backend) Snapshot(ctx context.Context, all []volume.SnapshotSpec) (err 
 			}
 		}
 	}
-	if used > 0 && !b.can() {
+	if used > 0 && !b.reflink.Load() {
 		return errs.FailedPrecondition.Errorf("the pool at %s has no reflinks, so a volume in use cannot be snapshotted: end the pods that use it, or use a pool on xfs or btrfs", b.pool.Path())
 	}
 	if block > 0 && used > 1 {

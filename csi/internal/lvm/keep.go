@@ -25,10 +25,9 @@ func (b *Backend) Space(ctx context.Context) (volume.Space, error) {
 	if err != nil {
 		return volume.Space{}, err
 	}
-	b.mu.Lock()
-	b.counted = r
-	b.mu.Unlock()
-	return b.space(r)
+	s, err := b.space(r)
+	s.Unbacked = func(all []volume.Spec) (int64, error) { return b.unbacked(r, all), nil }
+	return s, err
 }
 
 func (b *Backend) space(r volgroup.Report) (volume.Space, error) {
@@ -57,12 +56,9 @@ func (b *Backend) space(r volgroup.Report) (volume.Space, error) {
 
 func used(t volgroup.Volume) int64 { return int64(t.Data * float64(t.Size)) }
 
-// Unbacked implements volume.Keeper. A thick volume has all it was promised from the moment it is made. Thin ones have
-// together what the pool has given away; which of them shares a block with a snapshot is not told.
-func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) {
-	b.mu.Lock()
-	r := b.counted
-	b.mu.Unlock()
+// unbacked is volume.Space's. A thick volume has all it was promised from the moment it is made. Thin ones have together what
+// the pool has given away; which of them shares a block with a snapshot is not told.
+func (b *Backend) unbacked(r volgroup.Report, all []volume.Spec) int64 {
 	have := map[string]int64{}
 	for _, v := range b.ours(r) {
 		have[v.Name] = v.Size
@@ -83,7 +79,7 @@ func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) 
 	if t, found := r.Volume(b.thin); b.thin != "" && found {
 		sum = max(0, sum-used(t))
 	}
-	return sum, nil
+	return sum
 }
 
 // roomForMetadata says ResourceExhausted if the thin pool's metadata is nearly full.

@@ -65,7 +65,7 @@ func TestLedger(t *testing.T) {
 		if err != nil || s.Total != c.total*mib || s.Free != c.left*mib || s.InodesFree != -1 {
 			t.Errorf("%s: %+v, %v, want %d and %d MiB", c.name, s, err, c.total, c.left)
 		}
-		n, err := b.Unbacked(context.Background(), []volume.Spec{{ID: one, Capacity: 10 * mib}, {ID: two, Capacity: 50 * mib}})
+		n, err := s.Unbacked([]volume.Spec{{ID: one, Capacity: 10 * mib}, {ID: two, Capacity: 50 * mib}})
 		if err != nil || n != c.unbacked*mib {
 			t.Errorf("%s: %d MiB have no space yet, %v, want %d", c.name, n/mib, err, c.unbacked)
 		}

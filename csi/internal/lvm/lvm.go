@@ -62,9 +62,8 @@ type Backend struct {
 	asking   sync.Mutex // held while LVM is asked for recent
 	mu       sync.Mutex
 	last     volgroup.Report
-	lastTime time.Time       // of last; zero: it is not as it is any more
-	changes  int64           // of the group, when last was made
-	counted  volgroup.Report // that Space was from
+	lastTime time.Time // of last; zero: it is not as it is any more
+	changes  int64     // of the group, when last was made
 }
 
 var _ volume.Backend = (*Backend)(nil)
@@ -75,18 +74,11 @@ func New(ctx context.Context, p Pool) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{group: g, thin: p.Thin, tag: "berth.csi/" + p.Name}
-	var missing []string
-	for _, t := range mkfs.Types() {
-		if m := mkfs.Missing(t); len(m) == 0 {
-			b.fstypes = append(b.fstypes, t)
-		} else {
-			missing = append(missing, m...)
-		}
+	types, err := mkfs.Available("lvm")
+	if err != nil {
+		return nil, err
 	}
-	if len(b.fstypes) == 0 {
-		return nil, errs.FailedPrecondition.Errorf("backend lvm needs one of the programs %s: install e2fsprogs or xfsprogs", strings.Join(missing, ", "))
-	}
+	b := &Backend{group: g, thin: p.Thin, tag: "berth.csi/" + p.Name, fstypes: types}
 	r, err := b.fresh(ctx)
 	if err != nil {
 		return nil, err
@@ -211,13 +203,9 @@ func (b *Backend) ours(r volgroup.Report) (all []volgroup.Volume) {
 
 // Traits implements volume.Store.
 func (b *Backend) Traits() volume.Traits {
-	least := map[string]int64{}
-	for _, t := range b.fstypes {
-		least[t] = mkfs.MinSize(t)
-	}
 	return volume.Traits{
 		Block: true, FSTypes: slices.Clone(b.fstypes), MinSize: max(b.extent, 1<<20), Granularity: blockfs.BlockSize,
-		LiveSnapshots: b.thin != "", LiveGroups: b.thin != "", NodeGrows: true, MinOf: least,
+		LiveSnapshots: b.thin != "", LiveGroups: b.thin != "", NodeGrows: true, MinOf: mkfs.MinSizes(b.fstypes),
 	}
 }
 

@@ -16,28 +16,46 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// MinSize is the smallest size of a file system in bytes: ext4 needs room for a journal, xfsprogs refuses less than
-// 300 MiB since 5.19.
-func MinSize(fstype string) int64 {
-	if fstype == "xfs" {
-		return 300 << 20
-	}
-	return 8 << 20
-}
-
-// Types are the file systems that can be made.
-func Types() []string { return []string{"ext4", "xfs"} }
-
-// Missing names the programs that are needed for a file system and not installed.
-func Missing(fstype string) []string {
+// missing names the programs that are needed for a file system and not installed.
+func missing(fstype string) []string {
 	need := map[string][]string{"ext4": {"mkfs.ext4", "e2fsck", "resize2fs"}, "xfs": {"mkfs.xfs"}}
-	var missing []string
+	var lacks []string
 	for _, p := range need[fstype] {
 		if _, err := exec.LookPath(p); err != nil {
-			missing = append(missing, p)
+			lacks = append(lacks, p)
 		}
 	}
-	return missing
+	return lacks
+}
+
+// Available are the types whose programs are installed. Without any it is FailedPrecondition that names what to install
+// for a backend.
+func Available(backend string) (types []string, err error) {
+	var lacks []string
+	for _, t := range []string{"ext4", "xfs"} {
+		if m := missing(t); len(m) == 0 {
+			types = append(types, t)
+		} else {
+			lacks = append(lacks, m...)
+		}
+	}
+	if len(types) == 0 {
+		return nil, errs.FailedPrecondition.Errorf("backend %s needs one of the programs %s: install e2fsprogs or xfsprogs", backend, strings.Join(lacks, ", "))
+	}
+	return types, nil
+}
+
+// MinSizes are the smallest sizes of file systems in bytes, by type: ext4 needs room for a journal, xfsprogs refuses less
+// than 300 MiB since 5.19.
+func MinSizes(types []string) map[string]int64 {
+	least := map[string]int64{}
+	for _, t := range types {
+		least[t] = 8 << 20
+		if t == "xfs" {
+			least[t] = 300 << 20
+		}
+	}
+	return least
 }
 
 // New makes a file system in a file that the caller has made, whose every byte reads as zero and that nobody else

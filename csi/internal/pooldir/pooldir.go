@@ -15,15 +15,15 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// Space is that of the pool's file system.
-func Space(p *pool.Pool) (volume.Space, error) {
+// Space is that of the pool's file system; what of the promises has none yet, the backend says.
+func Space(p *pool.Pool, unbacked func(all []volume.Spec) (int64, error)) (volume.Space, error) {
 	d, err := p.Dir()
 	if err != nil {
 		return volume.Space{}, err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
 	s, err := d.Space()
-	return volume.Space{Total: s.Total, Free: s.Free, InodesFree: s.InodesFree, ReadOnly: s.ReadOnly}, err
+	return volume.Space{Total: s.Total, Free: s.Free, InodesFree: s.InodesFree, ReadOnly: s.ReadOnly, Unbacked: unbacked}, err
 }
 
 // Inventory lists the ids of what is complete, in order; ext is what its names have behind the id.

@@ -15,8 +15,7 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// Space implements volume.Keeper: all devices, and of those the free ones. How much of that one volume may have,
-// Unbacked says.
+// Space implements volume.Keeper: all devices, and of those the free ones.
 func (b *Backend) Space(context.Context) (volume.Space, error) {
 	d, err := b.pool.Dir()
 	if err != nil {
@@ -33,7 +32,7 @@ func (b *Backend) Space(context.Context) (volume.Space, error) {
 	if err != nil {
 		return volume.Space{}, err
 	}
-	free, err := b.free(d)
+	free, err := b.free(d, used)
 	if err != nil {
 		return volume.Space{}, err
 	}
@@ -43,9 +42,7 @@ func (b *Backend) Space(context.Context) (volume.Space, error) {
 		sizes = append(sizes, k.size)
 		out.Free += k.size
 	}
-	b.mu.Lock()
-	b.counted = sizes
-	b.mu.Unlock()
+	out.Unbacked = func(all []volume.Spec) (int64, error) { return b.unbacked(sizes, all) }
 	out.Total = out.Free
 	for _, r := range used {
 		out.Total += r.Size
@@ -53,9 +50,9 @@ func (b *Backend) Space(context.Context) (volume.Space, error) {
 	return out, nil
 }
 
-// Unbacked implements volume.Keeper: what is free, but not on the largest device that is left when every volume that is
-// still being made has got its own.
-func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) {
+// unbacked is what is on free devices, whose sizes are given from the smallest on, but not on the largest that is left when
+// every volume that is still being made has got its own.
+func (b *Backend) unbacked(free []int64, all []volume.Spec) (int64, error) {
 	d, err := b.pool.Dir()
 	if err != nil {
 		return 0, err
@@ -74,9 +71,7 @@ func (b *Backend) Unbacked(_ context.Context, all []volume.Spec) (int64, error) 
 			waiting = append(waiting, v.Capacity)
 		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return unusable(b.counted, waiting), nil
+	return unusable(free, waiting), nil
 }
 
 // unusable is what of free devices, in order of size, no further volume can have in one piece, when each that is

@@ -14,13 +14,9 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// free are the devices that are blank and nobody's, the smallest first.
-func (b *Backend) free(d *pool.Dir) ([]disk, error) {
+// free are the devices that are blank and not among those that are taken, the smallest first.
+func (b *Backend) free(d *pool.Dir, used map[string]record) ([]disk, error) {
 	all, err := b.disks()
-	if err != nil {
-		return nil, err
-	}
-	used, err := taken(d)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +77,11 @@ func (b *Backend) claim(d *pool.Dir, v volume.Spec) (disk, error) {
 		}
 		return k, remove(d, blank+"/"+k.key())
 	}
-	all, err := b.free(d)
+	used, err := taken(d)
+	if err != nil {
+		return disk{}, err
+	}
+	all, err := b.free(d, used)
 	if err != nil {
 		return disk{}, err
 	}

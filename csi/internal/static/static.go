@@ -59,7 +59,6 @@ type Backend struct {
 
 	mu      sync.Mutex
 	refused map[string]string // path: why it is not taken
-	counted []int64           // sizes of the free devices that Space has counted, the smallest first
 }
 
 var _ volume.Backend = (*Backend)(nil)
@@ -67,15 +66,11 @@ var _ volume.Backend = (*Backend)(nil)
 // New looks at the devices: paths of devices, best links that stay the same, or directories of such links. One device
 // under two names is InvalidArgument. What is on them is looked at when the first Purge takes them in.
 func New(p *pool.Pool, named []string) (*Backend, error) {
-	b := &Backend{pool: p, named: slices.Clone(named), refused: map[string]string{}}
-	for _, t := range mkfs.Types() {
-		if len(mkfs.Missing(t)) == 0 {
-			b.fstypes = append(b.fstypes, t)
-		}
+	types, err := mkfs.Available("static")
+	if err != nil {
+		return nil, err
 	}
-	if len(b.fstypes) == 0 {
-		return nil, errs.FailedPrecondition.Errorf("backend static needs mkfs.ext4 or mkfs.xfs: install e2fsprogs or xfsprogs")
-	}
+	b := &Backend{pool: p, named: slices.Clone(named), fstypes: types, refused: map[string]string{}}
 	d, err := p.Dir()
 	if err != nil {
 		return nil, err
@@ -100,13 +95,9 @@ func New(p *pool.Pool, named []string) (*Backend, error) {
 
 // Traits implements volume.Store.
 func (b *Backend) Traits() volume.Traits {
-	least := map[string]int64{}
-	for _, t := range b.fstypes {
-		least[t] = mkfs.MinSize(t)
-	}
 	return volume.Traits{
 		Block: true, FSTypes: slices.Clone(b.fstypes), MinSize: 1 << 20, Granularity: blockfs.BlockSize,
-		NodeGrows: true, MinOf: least, NoCopies: true, Whole: true,
+		NodeGrows: true, MinOf: mkfs.MinSizes(b.fstypes), NoCopies: true, Whole: true,
 	}
 }
 

@@ -70,6 +70,9 @@ type Traits struct {
 type Space struct {
 	Total, Free, InodesFree int64
 	ReadOnly                bool
+	// Unbacked is how many bytes of what was promised to all the pool's volumes are not allocated yet, or cannot be, at the
+	// moment of this Space.
+	Unbacked func(all []Spec) (int64, error)
 }
 
 // Usage of a mounted volume, in bytes and inodes.
@@ -105,9 +108,6 @@ type Store interface {
 type Keeper interface {
 	// Space asks the pool.
 	Space(ctx context.Context) (Space, error)
-	// Unbacked is how many bytes of what was promised to all these volumes are not allocated yet, or cannot be, at the
-	// moment of the Space that was asked for just before; nobody else asks the pool in between.
-	Unbacked(ctx context.Context, all []Spec) (int64, error)
 	// Inventory lists the ids of all volumes and snapshots that have storage.
 	Inventory(ctx context.Context) (volumes, snapshots []string, err error)
 	// Purge erases what was removed, in slices, until nothing is left or ctx ends, and says how much is left.

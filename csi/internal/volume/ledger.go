@@ -26,8 +26,6 @@ type poolState struct {
 }
 
 func (m *Manager) ask(ctx context.Context, p *Pool) (poolState, error) {
-	p.asking.Lock()
-	defer p.asking.Unlock()
 	space, err := p.Backend.Space(ctx)
 	if err != nil {
 		return poolState{}, err
@@ -43,7 +41,7 @@ func (m *Manager) ask(ctx context.Context, p *Pool) (poolState, error) {
 		}
 	}
 	m.mu.Unlock()
-	unbacked, err := p.Backend.Unbacked(ctx, all)
+	unbacked, err := space.Unbacked(all)
 	return poolState{space: space, unbacked: unbacked}, err
 }
 

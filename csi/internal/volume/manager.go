@@ -37,8 +37,6 @@ type Pool struct {
 	Overcommit float64
 	Inline     bool // ephemeral volumes of pods are allowed
 	Default    bool
-
-	asking *sync.Mutex // held over Space and Unbacked of the backend
 }
 
 // Config of a Manager.
@@ -79,7 +77,6 @@ func New(conf Config, records Records) (*Manager, error) {
 		busy: map[string]string{}, next: uint64(time.Now().UnixNano()) >> 20, //nolint:gosec // after 1970
 	}
 	for i := range conf.Pools {
-		conf.Pools[i].asking = &sync.Mutex{}
 		m.pools[conf.Pools[i].Name] = &conf.Pools[i]
 	}
 	err := errors.Join(
