@@ -55,7 +55,7 @@ func (n *node) settle(ctx context.Context) (*household, error) {
 		if r.id, err = r.create(bound, "main", chatter); err != nil {
 			return h, err
 		}
-		if err := r.start(bound, r.id); err != nil {
+		if err := r.n.client.StartContainer(bound, r.id); err != nil {
 			return h, err
 		}
 		if r.process, err = r.first(); err != nil {
@@ -121,7 +121,7 @@ func (r *resident) rotate(ctx context.Context, log string) error {
 	if err := os.Rename(log, log+".old"); err != nil {
 		return err
 	}
-	return again(ctx, "ReopenContainerLog", func(ctx context.Context) error {
+	return harness.Again(ctx, "ReopenContainerLog", func(ctx context.Context) error {
 		_, err := r.n.client.Runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: r.id})
 		return err
 	})
@@ -151,7 +151,7 @@ func (r *resident) take(f *os.File, rest *strings.Builder) error {
 func (r *resident) stream(ctx context.Context) {
 	for ctx.Err() == nil {
 		var u *url.URL
-		err := again(ctx, "Exec", func(ctx context.Context) error {
+		err := harness.Again(ctx, "Exec", func(ctx context.Context) error {
 			x, err := r.n.client.Runtime.Exec(ctx, &cri.ExecRequest{ContainerId: r.id, Cmd: []string{"sh", "-c", chatter}, Stdout: true})
 			if err == nil {
 				u, err = url.Parse(x.GetUrl())

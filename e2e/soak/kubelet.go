@@ -6,12 +6,14 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-project/berth/e2e/harness"
 )
 
 // relist asks what a kubelet asks all the time: lists each second, statistics every ten.
 func (n *node) relist(ctx context.Context) {
 	for i := 0; wait(ctx, time.Second); i++ {
-		err := again(ctx, "lists", func(ctx context.Context) error {
+		err := harness.Again(ctx, "lists", func(ctx context.Context) error {
 			_, perr := n.client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 			_, cerr := n.client.Runtime.ListContainers(ctx, &cri.ListContainersRequest{})
 			if perr != nil {
@@ -20,7 +22,7 @@ func (n *node) relist(ctx context.Context) {
 			return cerr
 		})
 		if err == nil && i%10 == 0 {
-			err = again(ctx, "statistics", func(ctx context.Context) error {
+			err = harness.Again(ctx, "statistics", func(ctx context.Context) error {
 				_, err := n.client.Runtime.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
 				return err
 			})
@@ -49,7 +51,7 @@ func (n *node) pulls(ctx context.Context) {
 	for wait(ctx, time.Minute) {
 		err := n.pull(ctx, another)
 		if err == nil {
-			err = again(ctx, "RemoveImage", func(ctx context.Context) error {
+			err = harness.Again(ctx, "RemoveImage", func(ctx context.Context) error {
 				_, err := n.client.Images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: another}})
 				return err
 			})

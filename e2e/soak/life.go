@@ -73,7 +73,7 @@ func (p *pod) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.start(ctx, id); err != nil {
+	if err := p.n.client.StartContainer(ctx, id); err != nil {
 		return err
 	}
 	for i := range p.sort.probes {
@@ -84,10 +84,10 @@ func (p *pod) work(ctx context.Context) error {
 	if err := p.awaitLines(ctx); err != nil {
 		return err
 	}
-	if err := p.stop(ctx, id); err != nil {
+	if err := p.n.client.StopContainer(ctx, id, 20*time.Second); err != nil {
 		return err
 	}
-	st, err := p.status(ctx, id)
+	st, err := p.n.client.ContainerStatus(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func (n *node) startAgent(ctx context.Context) error {
 
 // pull is PullImage.
 func (n *node) pull(ctx context.Context, ref string) error {
-	return again(ctx, "PullImage", func(ctx context.Context) error {
+	return harness.Again(ctx, "PullImage", func(ctx context.Context) error {
 		_, err := n.client.Images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref, UserSpecifiedImage: ref}})
 		return err
 	})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -14,26 +13,6 @@ import (
 
 	"github.com/berth-project/berth/e2e/harness"
 )
-
-// again repeats a call as a kubelet does while the daemon is away.
-func again(ctx context.Context, what string, call func(context.Context) error) error {
-	for {
-		try, cancel := context.WithTimeout(ctx, 30*time.Second)
-		err := call(try)
-		cancel()
-		switch status.Code(err) {
-		case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
-		default:
-			if err != nil {
-				err = fmt.Errorf("%s: %w", what, err)
-			}
-			return err
-		}
-		if !wait(ctx, 20*time.Millisecond) {
-			return fmt.Errorf("%s: %w (last: %w)", what, ctx.Err(), err)
-		}
-	}
-}
 
 // sort is a kind of pod.
 type sort struct {
@@ -108,7 +87,7 @@ func (p *pod) run(ctx context.Context) error {
 		return err
 	}
 	for {
-		err := again(ctx, "RunPodSandbox", func(ctx context.Context) error {
+		err := harness.Again(ctx, "RunPodSandbox", func(ctx context.Context) error {
 			r, err := p.n.client.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config})
 			p.id = r.GetPodSandboxId()
 			return err
@@ -126,7 +105,7 @@ func (p *pod) run(ctx context.Context) error {
 // forget removes the pods of a name.
 func (n *node) forget(ctx context.Context, of *cri.PodSandboxMetadata) error {
 	var list *cri.ListPodSandboxResponse
-	err := again(ctx, "ListPodSandbox", func(ctx context.Context) (err error) {
+	err := harness.Again(ctx, "ListPodSandbox", func(ctx context.Context) (err error) {
 		list, err = n.client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 		return err
 	})
@@ -140,13 +119,13 @@ func (n *node) forget(ctx context.Context, of *cri.PodSandboxMetadata) error {
 
 // discard stops and removes a pod.
 func (n *node) discard(ctx context.Context, id string) error {
-	if err := again(ctx, "StopPodSandbox", func(ctx context.Context) error {
+	if err := harness.Again(ctx, "StopPodSandbox", func(ctx context.Context) error {
 		_, err := n.client.Runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id})
 		return err
 	}); err != nil {
 		return err
 	}
-	return again(ctx, "RemovePodSandbox", func(ctx context.Context) error {
+	return harness.Again(ctx, "RemovePodSandbox", func(ctx context.Context) error {
 		_, err := n.client.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
 		return err
 	})
@@ -155,7 +134,7 @@ func (n *node) discard(ctx context.Context, id string) error {
 // create makes a container that runs a script, after a look whether its image is there.
 func (p *pod) create(ctx context.Context, name, script string) (id string, err error) {
 	var found bool
-	err = again(ctx, "ImageStatus", func(ctx context.Context) error {
+	err = harness.Again(ctx, "ImageStatus", func(ctx context.Context) error {
 		r, err := p.n.client.Images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: image}})
 		found = r.GetImage() != nil
 		return err
@@ -166,7 +145,7 @@ func (p *pod) create(ctx context.Context, name, script string) (id string, err e
 	if err != nil {
 		return "", err
 	}
-	err = again(ctx, "CreateContainer", func(ctx context.Context) error {
+	err = harness.Again(ctx, "CreateContainer", func(ctx context.Context) error {
 		r, err := p.n.client.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: p.id, SandboxConfig: p.config, Config: p.container(name, script)})
 		id = r.GetContainerId()
 		return err
@@ -188,33 +167,10 @@ func (p *pod) container(name, script string) *cri.ContainerConfig {
 	}
 }
 
-// start starts a container. The answer may be lost with the daemon: then its state says whether it was.
-func (p *pod) start(ctx context.Context, id string) error {
-	err := again(ctx, "StartContainer", func(ctx context.Context) error {
-		_, err := p.n.client.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id})
-		return err
-	})
-	if status.Code(errors.Unwrap(err)) == codes.FailedPrecondition {
-		if st, serr := p.status(ctx, id); serr == nil && st.GetStartedAt() != 0 && st.GetReason() != "StartError" {
-			return nil
-		}
-	}
-	return err
-}
-
-func (p *pod) status(ctx context.Context, id string) (st *cri.ContainerStatus, err error) {
-	err = again(ctx, "ContainerStatus", func(ctx context.Context) error {
-		r, err := p.n.client.Runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
-		st = r.GetStatus()
-		return err
-	})
-	return st, err
-}
-
 // exec is a probe: what it prints is known.
 func (p *pod) exec(ctx context.Context, id, word string) error {
 	var r *cri.ExecSyncResponse
-	err := again(ctx, "ExecSync", func(ctx context.Context) (err error) {
+	err := harness.Again(ctx, "ExecSync", func(ctx context.Context) (err error) {
 		r, err = p.n.client.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"echo", word}, Timeout: 20})
 		return err
 	})
@@ -223,13 +179,6 @@ func (p *pod) exec(ctx context.Context, id, word string) error {
 	}
 	p.n.tally.execs.Add(1)
 	return err
-}
-
-func (p *pod) stop(ctx context.Context, id string) error {
-	return again(ctx, "StopContainer", func(ctx context.Context) error {
-		_, err := p.n.client.Runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: id, Timeout: 20})
-		return err
-	})
 }
 
 // remove stops and removes the pod, then what a kubelet made for it.

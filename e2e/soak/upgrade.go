@@ -9,6 +9,8 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-project/berth/e2e/harness"
 )
 
 // upgrades changes the node's programs again and again, to and fro between two versions, as deploy/README.md says it is
@@ -54,7 +56,7 @@ func (n *node) upgrade(ctx context.Context, from string) (down time.Duration, ve
 	down = time.Since(begin)
 	n.life.Add(1)
 	var r *cri.VersionResponse
-	err = again(ctx, "Version", func(ctx context.Context) (err error) { // this client may not have seen the new one yet
+	err = harness.Again(ctx, "Version", func(ctx context.Context) (err error) { // this client may not have seen the new one yet
 		r, err = n.client.Runtime.Version(ctx, &cri.VersionRequest{})
 		return err
 	})

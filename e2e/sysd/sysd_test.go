@@ -185,20 +185,8 @@ func TestOOM(t *testing.T) {
 	p := runPod(t, "oom")
 	for i := range 5 {
 		id, _ := p.container(fmt.Sprint("hog", i), &cri.LinuxContainerConfig{Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, Unified: map[string]string{"memory.oom.group": "1"}}}, nil, "memhog", "64")
-		ctx, cancel := context.WithTimeout(t.Context(), limit)
-		err := harness.Until(ctx, 20*time.Millisecond, nil, func() error {
-			st, err := client.Runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
-			if err == nil && st.GetStatus().GetState() != cri.ContainerState_CONTAINER_EXITED {
-				err = fmt.Errorf("it is %v", st.GetStatus().GetState())
-			}
-			if err == nil && (st.GetStatus().GetReason() != "OOMKilled" || st.GetStatus().GetExitCode() != 137) {
-				t.Errorf("%d: it ended with %d, %s", i, st.GetStatus().GetExitCode(), st.GetStatus().GetReason())
-			}
-			return err
-		})
-		cancel()
-		if err != nil {
-			t.Fatal(err)
+		if st := end(t, id); st.GetReason() != "OOMKilled" || st.GetExitCode() != 137 {
+			t.Errorf("%d: it ended with %d, %s", i, st.GetExitCode(), st.GetReason())
 		}
 	}
 	if got := shows(t, p.scope(), "ActiveState", "SubState"); got != "ActiveState=active SubState=running" {

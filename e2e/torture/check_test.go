@@ -182,7 +182,7 @@ func fill(ctx context.Context, t *testing.T) *stores {
 		if *c.id, err = p.create(ctx, c.name, c.script); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.start(ctx, *c.id); err != nil {
+		if err := p.n.client.StartContainer(ctx, *c.id); err != nil {
 			t.Fatal(err)
 		}
 	}

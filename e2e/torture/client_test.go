@@ -12,33 +12,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-)
 
-// again repeats a call as a kubelet does while the daemon is away.
-func again(ctx context.Context, what string, call func(context.Context) error) error {
-	for {
-		try, cancel := context.WithTimeout(ctx, 20*time.Second)
-		begin := time.Now()
-		err := call(try)
-		cancel()
-		if took := time.Since(begin); took > 3*time.Second && what != "StopContainer" {
-			fmt.Fprintf(os.Stderr, "%s: %s took %v: %v\n", time.Now().UTC().Format("15:04:05.000"), what, took, err)
-		}
-		switch status.Code(err) {
-		case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
-		default:
-			if err != nil {
-				err = fmt.Errorf("%s: %w", what, err)
-			}
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s: %w (last: %w)", what, ctx.Err(), err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
+	"github.com/berth-project/berth/e2e/harness"
+)
 
 // sandbox is a pod as its client knows it.
 type sandbox struct {
@@ -63,7 +39,7 @@ func runPod(ctx context.Context, n *machine, name string) (*sandbox, error) {
 		if err := os.MkdirAll(p.config.GetLogDirectory(), 0o755); err != nil {
 			return nil, err
 		}
-		err := again(ctx, "RunPodSandbox", func(ctx context.Context) error {
+		err := harness.Again(ctx, "RunPodSandbox", func(ctx context.Context) error {
 			r, err := n.client.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config})
 			p.id = r.GetPodSandboxId()
 			return err
@@ -84,7 +60,7 @@ func runPod(ctx context.Context, n *machine, name string) (*sandbox, error) {
 
 func removeNamed(ctx context.Context, n *machine, name string) error {
 	var list *cri.ListPodSandboxResponse
-	err := again(ctx, "ListPodSandbox", func(ctx context.Context) (err error) {
+	err := harness.Again(ctx, "ListPodSandbox", func(ctx context.Context) (err error) {
 		list, err = n.client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 		return err
 	})
@@ -98,12 +74,7 @@ func removeNamed(ctx context.Context, n *machine, name string) error {
 
 // address is what the runtime says is the pod's, while the pod is ready.
 func (p *sandbox) address(ctx context.Context) (string, error) {
-	var st *cri.PodSandboxStatus
-	err := again(ctx, "PodSandboxStatus", func(ctx context.Context) error {
-		r, err := p.n.client.Runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.id})
-		st = r.GetStatus()
-		return err
-	})
+	st, err := p.n.client.PodSandboxStatus(ctx, p.id)
 	if err == nil && st.GetState() != cri.PodSandboxState_SANDBOX_READY {
 		err = fmt.Errorf("pod %s (%s) is %s", p.name, p.id, st.GetState())
 	}
@@ -131,7 +102,7 @@ func (p *sandbox) createWith(ctx context.Context, name, script, volume string) (
 	if volume != "" {
 		req.Config.Mounts = []*cri.Mount{{HostPath: volume, ContainerPath: "/volume"}}
 	}
-	err = again(ctx, "CreateContainer", func(ctx context.Context) error {
+	err = harness.Again(ctx, "CreateContainer", func(ctx context.Context) error {
 		r, err := p.n.client.Runtime.CreateContainer(ctx, req)
 		id = r.GetContainerId()
 		return err
@@ -139,34 +110,10 @@ func (p *sandbox) createWith(ctx context.Context, name, script, volume string) (
 	return id, err
 }
 
-// start starts a container. An answer lost with the daemon is made up for by the container's state.
-func (p *sandbox) start(ctx context.Context, id string) error {
-	err := again(ctx, "StartContainer", func(ctx context.Context) error {
-		_, err := p.n.client.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id})
-		return err
-	})
-	if status.Code(errors.Unwrap(err)) == codes.FailedPrecondition {
-		st, serr := p.status(ctx, id)
-		if serr == nil && st.GetStartedAt() != 0 && st.GetReason() != "StartError" {
-			return nil
-		}
-	}
-	return err
-}
-
-func (p *sandbox) status(ctx context.Context, id string) (st *cri.ContainerStatus, err error) {
-	err = again(ctx, "ContainerStatus", func(ctx context.Context) error {
-		r, err := p.n.client.Runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
-		st = r.GetStatus()
-		return err
-	})
-	return st, err
-}
-
 // ended waits until a container has ended.
 func (p *sandbox) ended(ctx context.Context, id string) (*cri.ContainerStatus, error) {
 	for {
-		st, err := p.status(ctx, id)
+		st, err := p.n.client.ContainerStatus(ctx, id)
 		if err != nil || st.GetState() == cri.ContainerState_CONTAINER_EXITED {
 			return st, err
 		}
@@ -178,23 +125,16 @@ func (p *sandbox) ended(ctx context.Context, id string) (*cri.ContainerStatus, e
 	}
 }
 
-func (p *sandbox) stop(ctx context.Context, id string, grace time.Duration) error {
-	return again(ctx, "StopContainer", func(ctx context.Context) error {
-		_, err := p.n.client.Runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: id, Timeout: int64(grace.Seconds())})
-		return err
-	})
-}
-
 // remove stops and removes the pod, and its logs.
 func (p *sandbox) remove(ctx context.Context) error {
-	err := again(ctx, "StopPodSandbox", func(ctx context.Context) error {
+	err := harness.Again(ctx, "StopPodSandbox", func(ctx context.Context) error {
 		_, err := p.n.client.Runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id})
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	err = again(ctx, "RemovePodSandbox", func(ctx context.Context) error {
+	err = harness.Again(ctx, "RemovePodSandbox", func(ctx context.Context) error {
 		_, err := p.n.client.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.id})
 		return err
 	})

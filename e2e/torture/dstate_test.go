@@ -91,7 +91,7 @@ func TestUninterruptible(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.start(ctx, id); err != nil {
+		if err := p.n.client.StartContainer(ctx, id); err != nil {
 			t.Fatal(err)
 		}
 		ids = append(ids, id)
@@ -133,7 +133,7 @@ func TestUninterruptible(t *testing.T) {
 	begin := time.Now()
 	thaw()
 	for _, id := range ids {
-		if err := p.stop(ctx, id, 0); err != nil {
+		if err := p.n.client.StopContainer(ctx, id, 0); err != nil {
 			t.Error(err)
 		}
 		if st, err := p.ended(ctx, id); err != nil || st.GetExitCode() != 137 {

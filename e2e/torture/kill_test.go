@@ -145,7 +145,7 @@ func TestSilentShim(t *testing.T) {
 	}
 	report(t, []time.Duration{took})
 	for _, r := range all {
-		if st, err := r.p.status(ctx, r.id); err != nil || st.GetState() != cri.ContainerState_CONTAINER_RUNNING {
+		if st, err := r.p.n.client.ContainerStatus(ctx, r.id); err != nil || st.GetState() != cri.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("%s is %s (%v) while its supervisor is silent", r.p.name, st.GetState(), err)
 		}
 	}

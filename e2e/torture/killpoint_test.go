@@ -47,7 +47,7 @@ func rpcs() []rpc {
 	image := &cri.ImageSpec{Image: another}
 	on := func(name string, do func(ctx context.Context, c *harness.Client, s *scene) error) rpc {
 		return rpc{name, func(ctx context.Context, s *scene) error {
-			return again(ctx, name, func(ctx context.Context) error { return do(ctx, node.client, s) })
+			return harness.Again(ctx, name, func(ctx context.Context) error { return do(ctx, node.client, s) })
 		}}
 	}
 	return []rpc{
@@ -66,7 +66,7 @@ func rpcs() []rpc {
 			}
 			return err
 		}},
-		{"StartContainer", func(ctx context.Context, s *scene) error { return s.p.start(ctx, s.id) }},
+		{"StartContainer", func(ctx context.Context, s *scene) error { return s.p.n.client.StartContainer(ctx, s.id) }},
 		on("ExecSync", func(ctx context.Context, c *harness.Client, s *scene) error {
 			r, err := c.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: s.id, Cmd: []string{"echo", "here"}, Timeout: 10})
 			if err == nil && string(r.GetStdout()) != "here\n" {
@@ -82,7 +82,7 @@ func rpcs() []rpc {
 			_, err := c.Runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: s.id})
 			return err
 		}),
-		{"StopContainer", func(ctx context.Context, s *scene) error { return s.p.stop(ctx, s.id, 5*time.Second) }},
+		{"StopContainer", func(ctx context.Context, s *scene) error { return s.p.n.client.StopContainer(ctx, s.id, 5*time.Second) }},
 		on("RemoveContainer", func(ctx context.Context, c *harness.Client, s *scene) error {
 			_, err := c.Runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: s.id})
 			return err
@@ -104,7 +104,7 @@ func rpcs() []rpc {
 
 // find is the container's id, by its pod.
 func (s *scene) find(ctx context.Context) (id string, err error) {
-	err = again(ctx, "ListContainers", func(ctx context.Context) error {
+	err = harness.Again(ctx, "ListContainers", func(ctx context.Context) error {
 		r, err := node.client.Runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: s.p.id}})
 		if err == nil && len(r.GetContainers()) != 1 {
 			err = fmt.Errorf("pod %s has %d containers", s.p.id, len(r.GetContainers()))

@@ -138,7 +138,7 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 	if err != nil {
 		return err
 	}
-	if err := p.start(ctx, id); err != nil {
+	if err := p.n.client.StartContainer(ctx, id); err != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.shimDies {
@@ -153,20 +153,20 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 			if n, _, err := lines(log); n > 10 || err != nil && !errors.Is(err, os.ErrNotExist) {
 				break
 			}
-			if st, err := p.status(ctx, id); err != nil || st.GetState() == cri.ContainerState_CONTAINER_EXITED {
+			if st, err := p.n.client.ContainerStatus(ctx, id); err != nil || st.GetState() == cri.ContainerState_CONTAINER_EXITED {
 				break // the checks below say what is wrong
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
-		if st, err := p.status(ctx, id); err != nil || st.GetState() != cri.ContainerState_CONTAINER_RUNNING {
+		if st, err := p.n.client.ContainerStatus(ctx, id); err != nil || st.GetState() != cri.ContainerState_CONTAINER_RUNNING {
 			if l.bothDie && st.GetReason() == "Unknown" && st.GetStartedAt() == st.GetCreatedAt() { // answered, and not yet recorded
 				l.note(&l.unseen)
 				return nil
 			}
 			l.fault(restarted, "container %s of pod %s is %v before anybody has stopped it (%v)", name, p.name, st.GetState(), err)
 		}
-		if err := p.stop(ctx, id, 20*time.Second); err != nil {
+		if err := p.n.client.StopContainer(ctx, id, 20*time.Second); err != nil {
 			return err
 		}
 	}
@@ -190,13 +190,8 @@ func (p *sandbox) container(ctx context.Context, l *ledger, name, script string,
 
 // lost says that a pod is not ready any more.
 func (p *sandbox) lost(ctx context.Context) bool {
-	var state cri.PodSandboxState
-	err := again(ctx, "PodSandboxStatus", func(ctx context.Context) error {
-		r, err := p.n.client.Runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.id})
-		state = r.GetStatus().GetState()
-		return err
-	})
-	return err == nil && state == cri.PodSandboxState_SANDBOX_NOTREADY
+	st, err := p.n.client.PodSandboxStatus(ctx, p.id)
+	return err == nil && st.GetState() == cri.PodSandboxState_SANDBOX_NOTREADY
 }
 
 // resident is a container that lives through a whole test.
@@ -218,7 +213,7 @@ func settle(ctx context.Context, n *machine, l *ledger, count int) (all []*resid
 		if r.id, err = p.create(ctx, "main", longScript(40+i)); err != nil {
 			return all, err
 		}
-		if err := p.start(ctx, r.id); err != nil {
+		if err := p.n.client.StartContainer(ctx, r.id); err != nil {
 			return all, err
 		}
 		if r.proc, err = r.process(); err != nil {
@@ -251,7 +246,7 @@ func (r *resident) leave(ctx context.Context, l *ledger, code int) error {
 	if proc, err := r.process(); err != nil || proc != r.proc {
 		l.fault(restarted, "%s is %s, was %s (%v)", r.p.name, proc, r.proc, err)
 	}
-	st, err := r.p.status(ctx, r.id)
+	st, err := r.p.n.client.ContainerStatus(ctx, r.id)
 	if err != nil {
 		return err
 	}
@@ -262,14 +257,14 @@ func (r *resident) leave(ctx context.Context, l *ledger, code int) error {
 		l.fault(restarted, "%s has address %q, had %q (%v)", r.p.name, ip, r.p.ip, err)
 	}
 	out := ""
-	if err := again(ctx, "ExecSync", func(ctx context.Context) error {
+	if err := harness.Again(ctx, "ExecSync", func(ctx context.Context) error {
 		x, err := r.p.n.client.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: r.id, Cmd: []string{"echo", "here"}, Timeout: 10})
 		out = string(x.GetStdout())
 		return err
 	}); err != nil || out != "here\n" {
 		l.fault(otherFaults, "exec in %s says %q (%v)", r.p.name, out, err)
 	}
-	if err := r.p.stop(ctx, r.id, 20*time.Second); err != nil {
+	if err := r.p.n.client.StopContainer(ctx, r.id, 20*time.Second); err != nil {
 		return err
 	}
 	if st, err = r.p.ended(ctx, r.id); err != nil {

@@ -124,7 +124,7 @@ func TestRefusedContainers(t *testing.T) {
 		return err
 	}
 	refusal{"exec before start", func(ctx context.Context) error { return exec(ctx, "true") }, codes.FailedPrecondition, "CREATED not running"}.check(ctx, t)
-	if err := p.start(ctx, id); err != nil {
+	if err := p.n.client.StartContainer(ctx, id); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range []refusal{
@@ -144,7 +144,7 @@ func TestRefusedContainers(t *testing.T) {
 	} {
 		r.check(ctx, t)
 	}
-	if err := p.stop(ctx, id, 0); err != nil {
+	if err := p.n.client.StopContainer(ctx, id, 0); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range []refusal{

@@ -44,7 +44,7 @@ func (p *sandbox) reuse(ctx context.Context, i, count int) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := p.start(ctx, id); err != nil {
+	if err := p.n.client.StartContainer(ctx, id); err != nil {
 		return err
 	}
 	pid, err := p.first(ctx, id)
@@ -105,7 +105,7 @@ func (p *sandbox) first(ctx context.Context, id string) (pid int, err error) {
 // ask does to a container that has ended what would signal it, and looks how it ended.
 func (p *sandbox) ask(ctx context.Context, id string, i int) error {
 	if i%2 == 0 {
-		if err := p.stop(ctx, id, time.Second); err != nil {
+		if err := p.n.client.StopContainer(ctx, id, time.Second); err != nil {
 			return err
 		}
 	} else {
@@ -122,7 +122,7 @@ func (p *sandbox) ask(ctx context.Context, id string, i int) error {
 		total.add(wrongExits, 1)
 		return fmt.Errorf("it ended with %d (%s)", st.GetExitCode(), st.GetReason())
 	}
-	return again(ctx, "RemoveContainer", func(ctx context.Context) error {
+	return harness.Again(ctx, "RemoveContainer", func(ctx context.Context) error {
 		_, err := node.client.Runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: id})
 		return err
 	})
