@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 )
 
 // without stops the daemon, kills every shim and starts the daemon again: nothing of theirs holds what a pod needs.
