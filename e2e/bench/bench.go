@@ -87,7 +87,7 @@ func Run(ctx context.Context, c Config) error {
 		{"calls", "system calls of one pod's life", b.calls},
 		{"bursts", fmt.Sprintf("bursts of 30 (%d per side) and 100 (%d per side); memory at 100 pods", c.Rounds, c.Hundreds), b.bursts},
 		{"userns", fmt.Sprintf("%d pods per side and bursts of 100 with user namespaces", c.Samples), b.userns},
-		{"crowded", fmt.Sprintf("%d pods per side and bursts of 100 while %d others run on each", c.Samples, standing), b.crowded},
+		{"crowded", fmt.Sprintf("%d pods per side and bursts of 100 while %d others run on that side", c.Samples, standing), b.crowded},
 		{"pulls", fmt.Sprintf("pulls of 128 MiB in 8 layers and of 11,500 small files (%d each per side, new file systems)", c.Rounds), b.pulls},
 		{"lists", fmt.Sprintf("lists of %d running containers", 10*c.Each), b.lists},
 	}

@@ -3,10 +3,11 @@
 // that the daemon drives it with; both get the same root file system and the spec that berth-cri makes of what a kubelet
 // sends. It needs root, mounts and processes of its own: `make bench-executor` runs it in a cage and in a virtual machine.
 //
-//	versus -shim PROGRAM -peer PROGRAM -true PROGRAM -work DIR -group /CGROUP [-n SAMPLES]
+//	versus -shim PROGRAM -peer PROGRAM -true PROGRAM -work DIR -group /CGROUP [-n SAMPLES] [-mounts N]
 //
-// -true is a static program that ends at once; its file is all that the container has. The last line that versus prints is
-// JSON: milliseconds by side and step.
+// -true is a static program that ends at once; its file is all that the container has. With -mounts each sample is taken a second
+// time, while the host has N mounts more. The last line that versus prints is JSON: milliseconds by side and step; the sides
+// among the mounts are "berth_mounts" and "peer_mounts".
 package main
 
 import (
@@ -17,6 +18,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -24,7 +26,7 @@ import (
 // config is what the flags say.
 type config struct {
 	shim, peer, program, work, group string
-	samples                          int
+	samples, mounts                  int
 }
 
 // steps of a container's life, in milliseconds, a sample each.
@@ -47,6 +49,7 @@ func main() {
 	flag.StringVar(&c.work, "work", "", "directory, made and left for the caller to remove")
 	flag.StringVar(&c.group, "group", "", "cgroup, made and left for the caller to remove")
 	flag.IntVar(&c.samples, "n", 30, "samples of each side, after three that do not count")
+	flag.IntVar(&c.mounts, "mounts", 0, "how many mounts the host has more when each sample is taken a second time, 0 for no second time")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	err := run(ctx, c)
@@ -74,26 +77,52 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	took := map[string]*steps{"berth": {}, "peer": {}}
+	took := map[string]*steps{}
 	sides := map[string]side{"berth": own, "peer": peer}
-	order := []string{"berth", "peer"}
 	for i := range warm + c.samples {
-		for k := range order {
-			name := order[(i+k)%2]
-			to := took[name]
-			if i < warm {
-				to = &steps{}
-			}
-			if err := sides[name].life(ctx, i, to); err != nil {
-				return fmt.Errorf("%s, container %d: %w", name, i, err)
-			}
-			if err := ctx.Err(); err != nil {
-				return err
-			}
+		if err := turn(ctx, sides, took, "", i); err != nil {
+			return err
+		}
+		if c.mounts == 0 {
+			continue
+		}
+		if err := among(ctx, c, sides, took, i); err != nil {
+			return err
 		}
 	}
 	line, err := json.Marshal(took)
 	return errors.Join(err, own.end(ctx), printLine(line))
+}
+
+// turn is one container of each side, who is first by turns.
+func turn(ctx context.Context, sides map[string]side, took map[string]*steps, suffix string, i int) error {
+	order := []string{"berth", "peer"}
+	for k := range order {
+		name := order[(i+k)%2]
+		if took[name+suffix] == nil {
+			took[name+suffix] = &steps{}
+		}
+		to := took[name+suffix]
+		if i < warm {
+			to = &steps{}
+		}
+		if err := sides[name].life(ctx, i, to); err != nil {
+			return fmt.Errorf("%s, container %d: %w", name, i, err)
+		}
+	}
+	return ctx.Err()
+}
+
+// among is a turn among many mounts.
+func among(ctx context.Context, c config, sides map[string]side, took map[string]*steps, i int) error {
+	mounts, err := newCrowd(filepath.Join(c.work, "crowd"), c.mounts)
+	if err != nil {
+		return err
+	}
+	if err := mounts.come(); err != nil {
+		return errors.Join(err, mounts.leave())
+	}
+	return errors.Join(turn(ctx, sides, took, "_mounts", i), mounts.leave())
 }
 
 func printLine(b []byte) error {

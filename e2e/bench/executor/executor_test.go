@@ -9,13 +9,15 @@ import (
 
 // TestRows: the steps are medians, the whole is the median of sums, which is not the sum of medians.
 func TestRows(t *testing.T) {
-	told, err := Parse("noise\n" + `{"berth":{"create":[1,1,9],"start":[1,9,1],"delete":[9,1,1]},"peer":{"create":[10,20,30],"start":[1,1,1],"delete":[2,2,2]}}` + "\n")
+	told, err := Parse("noise\n" + strings.ReplaceAll(`{"berth":{"create":[1,1,9],"start":[1,9,1],"delete":[9,1,1]},"peer":{"create":[10,20,30],"start":[1,1,1],"delete":[2,2,2]},
+"berth_mounts":{"create":[1,1,9],"start":[2,2,2],"delete":[9,1,1]},"peer_mounts":{"create":[100],"start":[10],"delete":[10]}}`, "\n", "") + "\n")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var r report.Report
 	Rows(&r, "runc", told)
-	for name, want := range map[string][2]float64{"executor_create_vs_runc": {1, 20}, "executor_start_vs_runc": {1, 1}, "executor_delete_vs_runc": {1, 2}, "executor_vs_runc": {11, 23}} {
+	for name, want := range map[string][2]float64{"executor_create_vs_runc": {1, 20}, "executor_start_vs_runc": {1, 1}, "executor_delete_vs_runc": {1, 2}, "executor_vs_runc": {11, 23},
+		"executor_vs_runc_5000_mounts": {12, 120}, "executor_5000_mounts": {12, 11}} {
 		if row, ok := r.Find(name); !ok || row.Berth != want[0] || row.Peer != want[1] {
 			t.Errorf("%s: %+v, want %v", name, row, want)
 		}
