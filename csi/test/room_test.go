@@ -136,6 +136,34 @@ func TestPoolGone(t *testing.T) {
 	}
 }
 
+// TestPoolGoneInUse: a pool that goes while a pod uses it holds no pod back: what is mounted is unmounted, and after mounting the
+// pool all is as it was.
+func TestPoolGoneInUse(t *testing.T) {
+	for _, k := range onFileSystem() {
+		t.Run(k.name, func(t *testing.T) {
+			l := newLab(t, k, 500*mib, "")
+			id := l.must("kept", 32*mib, mounted(""))
+			p := l.up(id, mounted(""))
+			l.ok(write(p+"/file", []byte("kept")))
+			l.command("umount", "--lazy", l.mnt)
+			code(t, l.publish(id, "2", mounted(""), false), codes.Unavailable, "mount it")
+			l.ok(l.unpublish(id, "2")) // its target was made
+			l.down(id)
+			if strings.Contains(strings.Join(l.mounts(), " "), "/kubelet/") {
+				t.Errorf("still mounted: %v", l.mounts())
+			}
+			l.mountPool()
+			p = l.up(id, mounted(""))
+			if b, err := os.ReadFile(p + "/file"); err != nil || string(b) != "kept" {
+				t.Errorf("the file is %q, %v", b, err)
+			}
+			l.down(id)
+			l.ok(l.remove(id))
+			l.empty()
+		})
+	}
+}
+
 // TestPoolFullByOthers: what others write into the pool's file system is not promised to anybody; a pool without room,
 // or read-only, says so, keeps its volumes, and works again when there is room.
 func TestPoolFullByOthers(t *testing.T) {

@@ -37,6 +37,19 @@ metadata: {name: %[3]s, namespace: %[2]s}
 spec: {storageClassName: btrfs, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}, volumeName: %[1]s}
 `
 
+const lostSnapshot = `apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshotContent
+metadata:
+  name: lost-s
+  annotations: {csi.berth.dev/node: node-that-was}
+  finalizers: [snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection]
+spec:
+  driver: csi.berth.dev
+  deletionPolicy: Delete
+  source: {snapshotHandle: s00000000000000000000000000000000}
+  volumeSnapshotRef: {namespace: %[1]s, name: lost}
+`
+
 // TestNodeGone: of a node that will not return, the Deployment lets go what was deleted and, where its policy says so,
 // deletes the claims. It runs with the rights of deploy/csi/gone.yaml and no others.
 func TestNodeGone(t *testing.T) {
@@ -44,6 +57,7 @@ func TestNodeGone(t *testing.T) {
 	x.ok(applyFile(x.ctx, "../../deploy/csi/gone.yaml"))
 	x.ok(apply(x.ctx, fmt.Sprintf(lostVolume, "lost-a", x.ns, "a")))
 	x.ok(apply(x.ctx, fmt.Sprintf(lostVolume, "lost-b", x.ns, "b")))
+	x.ok(apply(x.ctx, fmt.Sprintf(lostSnapshot, x.ns)))
 	c := node.cluster.Client
 	for _, name := range []string{"a", "b"} {
 		x.await("claim "+name+" to be bound", func() error {
@@ -55,8 +69,19 @@ func TestNodeGone(t *testing.T) {
 		})
 	}
 	x.ok(c.CoreV1().PersistentVolumeClaims(x.ns).Delete(x.ctx, "a", metav1.DeleteOptions{}))
+	objects, err := untyped()
+	x.ok(err)
+	contents := objects.Resource(snapshotAPI("volumesnapshotcontents"))
+	x.ok(contents.Delete(x.ctx, "lost-s", metav1.DeleteOptions{}))
 	stop := x.collector("forget")
 	x.await("the deleted volume to be let go", func() error { return x.absent("lost-a") })
+	x.await("the deleted snapshot to be let go", func() error {
+		_, err := contents.Get(x.ctx, "lost-s", metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("it is there: %w", err)
+	})
 	if err := x.absent("lost-b"); err == nil {
 		t.Error("a volume with a claim was let go")
 	}
@@ -90,16 +115,32 @@ func (x *test) collector(policy string) (stop func()) {
 	}
 }
 
+// cordon lets no further pod be scheduled to a node, until uncordon or the function that it returns is called.
+func (x *test) cordon(name string) (end func()) {
+	x.Helper()
+	x.schedulable(x.ctx, name, false)
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		x.schedulable(ctx, name, true)
+	}
+}
+
+func (x *test) uncordon(name string) {
+	x.Helper()
+	x.schedulable(x.ctx, name, true)
+}
+
+func (x *test) schedulable(ctx context.Context, name string, yes bool) {
+	x.Helper()
+	_, err := node.cluster.Client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, fmt.Appendf(nil, `{"spec":{"unschedulable":%v}}`, !yes), metav1.PatchOptions{})
+	x.ok(err)
+}
+
 // TestDrain: a node is drained: nothing is mounted or attached there any more, and the volume and its bytes are there when
 // the pod comes back.
 func TestDrain(t *testing.T) {
 	x := begin(t, "drain")
-	nodes := node.cluster.Client.CoreV1().Nodes()
-	cordon := func(ctx context.Context, on bool) {
-		t.Helper()
-		_, err := nodes.Patch(ctx, node.lab.Node(), types.MergePatchType, fmt.Appendf(nil, `{"spec":{"unschedulable":%v}}`, on), metav1.PatchOptions{})
-		x.ok(err)
-	}
 	classes := []string{"btrfs", "xfs"}
 	sums := map[string]string{}
 	for _, class := range classes {
@@ -109,12 +150,7 @@ func TestDrain(t *testing.T) {
 		x.ok(err)
 		sums[class] = x.sum(class + "-0")
 	}
-	cordon(x.ctx, true)
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		cordon(ctx, false)
-	}()
+	defer x.cordon(node.lab.Node())()
 	for _, class := range classes {
 		x.ok(node.cluster.Client.PolicyV1().Evictions(x.ns).Evict(x.ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: class + "-0", Namespace: x.ns}}))
 	}
@@ -129,7 +165,7 @@ func TestDrain(t *testing.T) {
 		}
 		return nil
 	})
-	cordon(x.ctx, false)
+	x.uncordon(node.lab.Node())
 	for _, class := range classes {
 		x.podReady(class + "-0")
 		if got := x.sum(class + "-0"); got != sums[class] {

@@ -55,6 +55,7 @@ func TestMoved(t *testing.T) {
 			t.Errorf("left behind on the first node: %s/%s", sub, left[0].Name())
 		}
 	}
+	x.backToItsSource()
 	x.clean()
 	x.await("the second node's volumes to be gone", func() error {
 		if n := x.volumes(conf); n > 0 {
@@ -62,6 +63,40 @@ func TestMoved(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// backToItsSource: what is made of a snapshot must be where it is. The node that the scheduler takes first does not have it, says so
+// and gives the claim back, and the pod comes to the node that has it.
+func (x *test) backToItsSource() {
+	x.Helper()
+	first, second := node.lab.Node(), node.second.Node()
+	end := x.cordon(second)
+	x.run(set("src", "xfs", "320Mi"))
+	x.podReady("src-0")
+	_, err := x.sh("src-0", "dd if=/dev/urandom of=/data/file bs=1M count=8 && sync")
+	x.ok(err)
+	x.snapshot("here", "data-src-0")
+	end()
+	end = x.cordon(first)
+	s := set("restored", "xfs", "320Mi")
+	s.Spec.VolumeClaimTemplates[0].Spec.DataSource = &corev1.TypedLocalObjectReference{APIGroup: new("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "here"}
+	x.run(s)
+	x.await("the second node's refusal", func() error {
+		if all := x.events(); !strings.Contains(all, "must be where it is") {
+			return fmt.Errorf("events: %s", all)
+		}
+		return nil
+	})
+	end()
+	defer x.cordon(second)()
+	if pod := x.podReady("restored-0"); pod.Spec.NodeName != first {
+		x.Errorf("the pod is on %s, the snapshot on %s", pod.Spec.NodeName, first)
+	}
+	if want, got := x.sum("src-0"), x.sum("restored-0"); got != want {
+		x.Errorf("restored: %q, want %q", got, want)
+	}
+	x.gone("restored")
+	x.unsnapshots("here")
 }
 
 // volumes is how many volumes a node has.

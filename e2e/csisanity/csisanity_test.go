@@ -1,6 +1,45 @@
 package csisanity
 
-import "testing"
+import (
+	"context"
+	"os"
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestSuite is the whole of csi-sanity on the two backends that most nodes will have; `make conformance-csi` has them all.
+func TestSuite(t *testing.T) {
+	bin, tools := os.Getenv("BERTH_BIN"), os.Getenv("BERTH_TOOLS")
+	if bin == "" || tools == "" {
+		t.Fatal("BERTH_BIN and BERTH_TOOLS say where berth-csi and csi-sanity are: make test sets them")
+	}
+	tried := 0
+	for _, b := range Backends() {
+		if !slices.Contains([]string{"loop on ext4, volumes ext4", "btrfs"}, b.Name) {
+			continue
+		}
+		tried++
+		t.Run(b.Name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+			defer cancel()
+			r, err := Run(ctx, b, bin, tools, t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, spec := range r.Failed {
+				t.Errorf("failed: %s", spec)
+			}
+			if r.Passed < 85 {
+				t.Errorf("%d specs passed, %d were skipped", r.Passed, r.Skipped)
+			}
+			t.Logf("%d passed, %d cannot pass anywhere, %d skipped", r.Passed, len(r.Excused), r.Skipped)
+		})
+	}
+	if tried != 2 {
+		t.Errorf("%d of the two backends are in the table", tried)
+	}
+}
 
 func TestParse(t *testing.T) {
 	r, err := parse([]byte(`[{"SpecReports":[

@@ -105,6 +105,15 @@ func (d *daemon) assemble() error {
 	return d.watch()
 }
 
+// created is when a volume was made, or zero.
+func (d *daemon) created(id string) time.Time {
+	v, err := d.volumes.Volume(id)
+	if err != nil {
+		return time.Time{}
+	}
+	return v.Created
+}
+
 // watch makes the loops that need the API server, if they are wanted.
 func (d *daemon) watch() error {
 	k := d.conf.Cluster
@@ -118,8 +127,13 @@ func (d *daemon) watch() error {
 	d.loops, err = cluster.New(cluster.Config{
 		Name: d.conf.Driver, Node: d.conf.Node, TopologyKey: driver.TopologyKey(d.conf.Driver), Kubeconfig: k.Kubeconfig,
 		QPS: k.QPS, Burst: k.Burst, Workers: k.Workers, Namespace: k.Namespace, OrphanAfter: after, Log: d.log,
+		Created: d.created,
 	}, d.driver)
-	return err
+	if err != nil {
+		return err
+	}
+	d.debug.unclaimed = d.loops.Unclaimed
+	return nil
 }
 
 // pool is a pool that is configured. One that is not there now (not mounted, not readable) is looked for later; one

@@ -20,6 +20,8 @@ type debugServer struct {
 	start   time.Time
 	volumes *volume.Manager
 	calls   rpc.Calls
+	// unclaimed are the volumes that Kubernetes does not know; nil: it is not asked.
+	unclaimed func(context.Context) ([]string, error)
 }
 
 func newDebugServer(socket string, m *volume.Manager) *debugServer {
@@ -67,7 +69,7 @@ func (d *debugServer) tables(w http.ResponseWriter, r *http.Request) {
 	case "/tables/volumes":
 		t.Volumes, t.Snapshots = d.volumes.Volumes(), d.volumes.Snapshots()
 	case "/tables/orphans":
-		t.Orphans, err = d.volumes.Orphans(r.Context())
+		t.Orphans, err = d.orphans(r.Context())
 	default:
 		http.NotFound(w, r)
 		return
@@ -78,6 +80,21 @@ func (d *debugServer) tables(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(t) // the client is gone
+}
+
+// orphans are those of the pools, and the volumes that have no PersistentVolume.
+func (d *debugServer) orphans(ctx context.Context) ([]volume.Orphan, error) {
+	all, err := d.volumes.Orphans(ctx)
+	if err != nil || d.unclaimed == nil {
+		return all, err
+	}
+	ids, err := d.unclaimed(ctx)
+	for _, id := range ids {
+		if v, verr := d.volumes.Volume(id); verr == nil { // else it has gone meanwhile
+			all = append(all, volume.Orphan{Pool: v.Pool, ID: id, Kind: "volume without PersistentVolume"})
+		}
+	}
+	return all, err
 }
 
 // metrics is the Prometheus text format, version 0.0.4.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -47,6 +48,10 @@ func lookAfterGone(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	objects, err := dynamic.NewForConfig(rc)
+	if err != nil {
+		return err
+	}
 	conf.Log.Info("looking after nodes that are gone", "policy", *policy, "after", after.String())
-	return gone.New(conf, client).Run(ctx)
+	return gone.New(conf, client, objects).Run(ctx)
 }

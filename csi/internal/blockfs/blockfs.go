@@ -25,12 +25,32 @@ const BlockSize = 4096
 func RoundUp(n int64) int64 { return (n + BlockSize - 1) / BlockSize * BlockSize }
 
 // Prepare brings the file system on a device that is not mounted into order, and makes it as large as the volume is,
-// where that is done at rest (ext4).
+// where that is done at rest (ext4). Aborted: a program that a killed driver has started still works on it.
 func Prepare(ctx context.Context, v volume.Spec, dev *os.File, readOnly bool) error {
+	if err := claim(v, dev, readOnly); err != nil {
+		return err
+	}
 	if err := mkfs.Repair(ctx, v.FSType, dev); err != nil || readOnly {
 		return err
 	}
 	return mkfs.Grow(ctx, v.FSType, dev, v.Capacity)
+}
+
+// claim locks what a file system is on until dev is closed here and in every program that it is handed to (F_OFD_SETLK,
+// Linux 3.15), which may outlive this process.
+func claim(v volume.Spec, dev *os.File, readOnly bool) error {
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if readOnly {
+		lock.Type = unix.F_RDLCK
+	}
+	err := unix.FcntlFlock(dev.Fd(), unix.F_OFD_SETLK, &lock)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return errs.Aborted.Errorf("volume %s: its file system is still being checked or grown; try again when that is done", v.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("volume %s: lock: %w", v.ID, err)
+	}
+	return nil
 }
 
 // Mount is a detached mount of the file system on a device, as large as the volume is where that is done mounted (xfs).

@@ -39,9 +39,10 @@ var (
 // Backend is one pool of subvolumes. Use [New].
 type Backend struct {
 	pooldir.Trees
-	pool  *pool.Pool
-	sysfs string        // /sys/fs/btrfs/UUID
-	proof pooldir.Proof // that the quota holds
+	pool   *pool.Pool
+	medium string
+	sysfs  string        // /sys/fs/btrfs/UUID
+	proof  pooldir.Proof // that the quota holds
 
 	groups sync.RWMutex // read: a group is being made and has no member yet; write: groups without members are removed
 }
@@ -76,6 +77,9 @@ func New(p *pool.Pool) (*Backend, error) {
 		return nil, err
 	}
 	b.sysfs = "/sys/fs/btrfs/" + uuid
+	if b.medium, err = pooldir.Medium(p); err != nil {
+		return nil, err
+	}
 	mode, err := os.ReadFile(b.sysfs + "/qgroups/mode")
 	if err != nil || strings.TrimSpace(string(mode)) != "squota" {
 		return nil, errs.FailedPrecondition.Errorf("%s has btrfs's classic quota (%s), which a tenant can leave: switch it off (btrfs quota disable) and start berth-csi again: %w",
@@ -131,7 +135,7 @@ func (b *Backend) try(d *pool.Dir) (err error) {
 
 // Traits implements volume.Store.
 func (b *Backend) Traits() volume.Traits {
-	return volume.Traits{FSTypes: []string{"btrfs"}, MinSize: 1 << 20, Granularity: 4096, LiveSnapshots: true, Charged: true}
+	return volume.Traits{FSTypes: []string{"btrfs"}, MinSize: 1 << 20, Granularity: 4096, LiveSnapshots: true, Charged: true, Limited: true}
 }
 
 // Ensure implements volume.Store.
@@ -225,7 +229,7 @@ func (b *Backend) discard(d *pool.Dir, name string, number uint64) error {
 	if errors.Is(err, unix.ENOENT) { // killed before it had a group
 		err = nil
 	}
-	return errors.Join(err, writable(f), f.Close(), d.Discard(name))
+	return errors.Join(err, writable(f), f.Close(), d.Remove(name))
 }
 
 // Resize implements volume.Store.

@@ -22,9 +22,12 @@ const ours = 1 << 40
 // metadata is the share of a file system, one part of so many, that is not promised: trees need room too.
 const metadata = 20
 
+// Medium implements volume.Keeper.
+func (b *Backend) Medium() string { return b.medium }
+
 // Space implements volume.Keeper.
-func (b *Backend) Space(context.Context) (volume.Space, error) {
-	s, err := pooldir.Space(b.pool, b.unbacked)
+func (b *Backend) Space(_ context.Context, all []volume.Spec) (volume.Space, error) {
+	s, err := pooldir.Space(b.pool, func(*pool.Dir) (int64, error) { return b.unbacked(all) })
 	keep := s.Total / metadata
 	s.Total, s.Free = s.Total-keep, max(0, s.Free-keep)
 	return s, err
@@ -122,7 +125,7 @@ func (b *Backend) sweep() error {
 
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
-	s, err := b.Space(ctx)
+	s, err := b.Space(ctx, nil)
 	all := pooldir.Unwell(b.pool, s, err)
 	if err != nil {
 		return all

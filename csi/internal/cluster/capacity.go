@@ -181,12 +181,26 @@ func (l *Loops) publishClass(ctx context.Context, c *storagev1.StorageClass, hav
 	}, metav1.CreateOptions{})
 }
 
-// orphans reports volumes that have had no PersistentVolume for long: a provisioner that died between the two leaves
-// them, or somebody removed a finalizer. They are reported and kept.
+// orphans reports volumes that have no PersistentVolume. They are reported and kept.
 func (l *Loops) orphans(ctx context.Context) {
+	ids, err := l.Unclaimed(ctx)
+	if err != nil {
+		l.conf.Log.Warn("looking for volumes without a PersistentVolume", "error", err)
+	}
+	for _, id := range ids {
+		l.conf.Log.Warn("a volume has no PersistentVolume: delete it, or make one for it", "volume", id, "created", l.conf.Created(id))
+	}
+}
+
+// Unclaimed are the volumes that are older than OrphanAfter and have no PersistentVolume: a provisioner that died between the two
+// has left them, or somebody removed a finalizer. Unavailable: the API server has not answered yet.
+func (l *Loops) Unclaimed(ctx context.Context) ([]string, error) {
+	if !l.objects.Core().V1().PersistentVolumes().Informer().HasSynced() {
+		return nil, errs.Unavailable.Errorf("the PersistentVolumes are not known yet: is the API server there?")
+	}
 	pvs, err := l.objects.Core().V1().PersistentVolumes().Lister().List(labels.Everything())
 	if err != nil {
-		return
+		return nil, err
 	}
 	known := map[string]bool{}
 	for _, pv := range pvs {
@@ -196,23 +210,14 @@ func (l *Loops) orphans(ctx context.Context) {
 	}
 	list, err := l.driver.ListVolumes(ctx, &csi.ListVolumesRequest{})
 	if err != nil {
-		l.conf.Log.Warn("looking for volumes without a PersistentVolume", "error", err)
-		return
+		return nil, err
 	}
-	now, missing := time.Now(), map[string]time.Time{}
+	var all []string
 	for _, e := range list.GetEntries() {
 		id := e.GetVolume().GetVolumeId()
-		if known[id] {
-			continue
-		}
-		since, seen := l.missing[id]
-		if !seen {
-			since = now
-		}
-		missing[id] = since
-		if now.Sub(since) > l.conf.OrphanAfter {
-			l.conf.Log.Warn("a volume has no PersistentVolume: delete it, or make one for it", "volume", id, "since", since)
+		if made := l.conf.Created(id); !known[id] && !made.IsZero() && time.Since(made) > l.conf.OrphanAfter {
+			all = append(all, id)
 		}
 	}
-	l.missing = missing
+	return all, nil
 }

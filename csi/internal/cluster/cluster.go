@@ -51,8 +51,9 @@ type Config struct {
 	Kubeconfig              string // "": the pod's service account
 	QPS                     float32
 	Burst, Workers          int
-	Namespace               string // of CSIStorageCapacity objects
-	OrphanAfter             time.Duration
+	Namespace               string                    // of CSIStorageCapacity objects
+	OrphanAfter             time.Duration             // a volume of that age has a PersistentVolume, or is reported
+	Created                 func(id string) time.Time // when a volume was made; zero: there is none
 	Log                     *slog.Logger
 }
 
@@ -70,7 +71,6 @@ type Loops struct {
 	room     *room
 	offering sync.Mutex                               // one publication at a time, held to its end: an older figure never follows a newer one
 	offered  map[string]*storagev1.CSIStorageCapacity // by name, as this process last saw or wrote them; nil: not known
-	missing  map[string]time.Time                     // since when a volume has had no PersistentVolume
 }
 
 // New makes the loops; nothing is started, the API server need not be there.
@@ -97,7 +97,7 @@ func New(conf Config, d Driver) (*Loops, error) {
 	}
 	return &Loops{
 		conf: conf, driver: d, client: client, dynamic: untyped, objects: informers.NewSharedInformerFactory(client, 0),
-		changed: make(chan struct{}, 1), room: newRoom(), missing: map[string]time.Time{},
+		changed: make(chan struct{}, 1), room: newRoom(),
 		resizes: workqueue.NewTypedRateLimitingQueue(backoff()), modifies: workqueue.NewTypedRateLimitingQueue(backoff()),
 	}, nil
 }

@@ -48,7 +48,7 @@ func (p *provisioner) SupportsBlock(context.Context) bool { return true }
 func (p *provisioner) Provision(ctx context.Context, o controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	req, err := p.request(ctx, o)
 	if err != nil {
-		return nil, controller.ProvisioningFinished, err
+		return nil, refused(err), fmt.Errorf("%s: %w", errs.Of(err), err)
 	}
 	resp, err := p.create(ctx, o, req)
 	if err != nil {
@@ -100,6 +100,16 @@ func state(err error) controller.ProvisioningState {
 		return controller.ProvisioningReschedule
 	case !final(err):
 		return controller.ProvisioningInBackground
+	}
+	return controller.ProvisioningFinished
+}
+
+// refused is what it means that a claim cannot even be asked for: what it is to be made of is on another node, or it is wrong, or
+// not ready yet; nothing was begun. Less is not offered for it, as for claims without room: a claim whose source is on no node
+// any more would close the class to all others.
+func refused(err error) controller.ProvisioningState {
+	if errs.Of(err) == errs.ResourceExhausted {
+		return controller.ProvisioningReschedule
 	}
 	return controller.ProvisioningFinished
 }

@@ -42,7 +42,7 @@ func (l *Loops) sourceClaim(ctx context.Context, namespace, name string) (*csi.V
 		return nil, errs.Unavailable.Errorf("claim.spec.dataSource: %w", err)
 	}
 	if !l.mine(pv) {
-		return nil, errs.ResourceExhausted.Errorf("claim.spec.dataSource: the volume of claim %s is on another node: the clone must be there too", name)
+		return nil, errs.ResourceExhausted.Errorf("claim.spec.dataSource: the volume of claim %s is on another node (its PersistentVolume %s names it): the clone must be there too, so schedule the pod there", name, pv.Name)
 	}
 	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: pv.Spec.CSI.VolumeHandle}}}, nil
 }
@@ -77,7 +77,7 @@ func (l *Loops) sourceSnapshot(ctx context.Context, namespace, name string) (*cs
 	}
 	handle := c.Status.SnapshotHandle
 	if _, err := l.driver.GetSnapshot(ctx, &csi.GetSnapshotRequest{SnapshotId: handle}); errs.Of(err) == errs.NotFound {
-		return nil, errs.ResourceExhausted.Errorf("claim.spec.dataSource: snapshot %s is not on this node: what is made of it must be where it is", handle)
+		return nil, errs.ResourceExhausted.Errorf("claim.spec.dataSource: snapshot %s is not on this node: what is made of it must be where it is, so schedule the pod there", handle)
 	} else if err != nil {
 		return nil, err
 	}

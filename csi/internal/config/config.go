@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -123,9 +124,16 @@ func (c Config) Validate() error {
 	if len(c.Pools) == 0 {
 		bad("pools", "there is none: add a table [pools.NAME] with backend and path")
 	}
-	defaults, inline := 0, 0
-	for name, p := range c.Pools {
+	defaults, inline, at := 0, 0, map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
+		p := c.Pools[name]
 		all = append(all, p.validate(name)...)
+		for _, where := range append([]string{p.Where()}, p.Devices...) {
+			if other := at[filepath.Clean(where)]; other != "" {
+				bad("pools."+name, "%s is pool %s's already", where, other)
+			}
+			at[filepath.Clean(where)] = name
+		}
 		if p.Default {
 			defaults++
 		}

@@ -51,6 +51,7 @@ func TestBadFilesAreNamed(t *testing.T) {
 		{pool + "volume_group='g'", "pools.a.volume_group"},
 		{"[pools.a]\nbackend='loop'\npath='/'", "pools.a.path"},
 		{pool + "default=true\n[pools.b]\nbackend='loop'\npath='/y'\ndefault=true", "2 say default"},
+		{pool + "[pools.b]\nbackend='btrfs'\npath='/x/'", "pools.b: /x/ is pool a's already"},
 		{"root = 3", "line 1"},
 	} {
 		_, err := config.Parse([]byte(c.text))

@@ -92,5 +92,5 @@ func (b *Backend) RemoveSnapshot(_ context.Context, id string) error {
 }
 
 func (b *Backend) removeSnapshot(d *pool.Dir, id string) error {
-	return errors.Join(d.Discard(pooldir.Path(pool.Snapshots, id)), d.Discard(pooldir.Path(pool.Building, id)))
+	return errors.Join(d.Remove(pooldir.Path(pool.Snapshots, id)), d.Discard(pooldir.Path(pool.Building, id)))
 }

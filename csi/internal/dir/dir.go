@@ -35,8 +35,9 @@ var (
 // Backend is one pool of directories. Use [New].
 type Backend struct {
 	pooldir.Trees
-	pool  *pool.Pool
-	proof pooldir.Proof // that the quota holds
+	pool   *pool.Pool
+	medium string
+	proof  pooldir.Proof // that the quota holds
 }
 
 var _ volume.Backend = (*Backend)(nil)
@@ -60,6 +61,9 @@ func New(p *pool.Pool) (*Backend, error) {
 		b.FSType = "xfs"
 	default:
 		return nil, errs.FailedPrecondition.Errorf("%s is neither on ext4 nor on xfs: use the btrfs or the loop backend there", p.Path())
+	}
+	if b.medium, err = pooldir.Medium(p); err != nil {
+		return nil, err
 	}
 	if err := b.proof.AtStart(func() error { return b.try(d) }); err != nil {
 		return nil, err
@@ -121,7 +125,7 @@ func (b *Backend) directory(d *pool.Dir, name string) (*os.File, error) {
 
 // Traits implements volume.Store.
 func (b *Backend) Traits() volume.Traits {
-	return volume.Traits{FSTypes: []string{b.FSType}, MinSize: 1 << 20, Granularity: 4096}
+	return volume.Traits{FSTypes: []string{b.FSType}, MinSize: 1 << 20, Granularity: 4096, Limited: true}
 }
 
 // Ensure implements volume.Store.
@@ -210,7 +214,7 @@ func (b *Backend) discard(d *pool.Dir, name string, id uint32) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(tree.Writable(f), d.Discard(name)); err != nil {
+	if err := errors.Join(tree.Writable(f), d.Remove(name)); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	return errors.Join(limit(f, id, 0), f.Close())

@@ -9,18 +9,16 @@ import (
 	"github.com/berth-project/berth/csi/internal/volume"
 )
 
+// Medium implements volume.Keeper.
+func (b *Backend) Medium() string { return b.medium }
+
 // Space implements volume.Keeper.
-func (b *Backend) Space(context.Context) (volume.Space, error) {
-	return pooldir.Space(b.pool, b.unbacked)
+func (b *Backend) Space(_ context.Context, all []volume.Spec) (volume.Space, error) {
+	return pooldir.Space(b.pool, func(d *pool.Dir) (int64, error) { return b.unbacked(d, all) })
 }
 
 // unbacked is volume.Space's.
-func (b *Backend) unbacked(all []volume.Spec) (int64, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
+func (b *Backend) unbacked(d *pool.Dir, all []volume.Spec) (int64, error) {
 	f, err := d.Sub(pool.Volumes)
 	if err != nil {
 		return 0, err
@@ -53,11 +51,11 @@ func (b *Backend) Purge(ctx context.Context) (left int, err error) {
 
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
-	s, err := b.Space(ctx)
+	s, err := b.Space(ctx, nil)
 	if all := pooldir.Unwell(b.pool, s, err); all != nil {
 		return all
 	}
-	if _, err := b.unbacked([]volume.Spec{{}}); err != nil {
+	if _, err := b.Space(ctx, []volume.Spec{{}}); err != nil {
 		return []volume.Condition{{Reason: "QuotaOff", Message: "the project quota of the pool at " + b.pool.Path() + " was switched off, volumes have no limit: " + err.Error()}}
 	}
 	return nil

@@ -40,6 +40,10 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 		return nil, err
 	}
 	v, err := d.m.Create(ctx, req)
+	if errs.Of(err) == errs.NotFound && r.GetAccessibilityRequirements() != nil && !req.Source.None() {
+		// a node was chosen that does not have it: with NOT_FOUND a provisioner would never ask for another one
+		err = errs.ResourceExhausted.Errorf("what is made of a source must be on the source's node: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -42,8 +42,10 @@ func (s *shelf) Ensure(_ context.Context, v volume.Spec) error  { return s.touch
 func (s *shelf) Remove(_ context.Context, v volume.Spec) error  { return s.touch(v.ID) }
 func (s *shelf) Release(_ context.Context, v volume.Spec) error { return s.touch(v.ID) }
 func (s *shelf) Resize(_ context.Context, v volume.Spec) error  { return s.touch(v.ID) }
-func (s *shelf) Space(context.Context) (volume.Space, error) {
-	return volume.Space{Total: 1 << 40, Free: 1 << 40, InodesFree: -1, Unbacked: func([]volume.Spec) (int64, error) { return 0, nil }}, nil
+func (s *shelf) Medium() string                                 { return "" }
+
+func (s *shelf) Space(context.Context, []volume.Spec) (volume.Space, error) {
+	return volume.Space{Total: 1 << 40, Free: 1 << 40, InodesFree: -1}, nil
 }
 func (s *shelf) Footprint(context.Context, volume.Spec) (int64, error) { return 0, nil }
 func (s *shelf) Snapshot(_ context.Context, all []volume.SnapshotSpec) error {

@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/berth-project/berth/proto/errs"
@@ -60,12 +61,13 @@ func (c Config) Validate() error {
 type Collector struct {
 	conf    Config
 	client  kubernetes.Interface
+	dynamic dynamic.Interface
 	missing map[string]time.Time // node: since when it is missed
 }
 
 // New makes a collector; nothing is done yet.
-func New(conf Config, client kubernetes.Interface) *Collector {
-	return &Collector{conf: conf, client: client, missing: map[string]time.Time{}}
+func New(conf Config, client kubernetes.Interface, objects dynamic.Interface) *Collector {
+	return &Collector{conf: conf, client: client, dynamic: objects, missing: map[string]time.Time{}}
 }
 
 // Run looks again and again, until ctx ends.
@@ -94,33 +96,51 @@ func (c *Collector) Look(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	there := map[string]bool{}
-	for i := range nodes.Items {
-		there[nodes.Items[i].Name] = true
+	contents, err := c.contents(ctx)
+	if err != nil {
+		return err
+	}
+	where := map[string]bool{}
+	for i := range volumes.Items {
+		where[c.node(&volumes.Items[i])] = true
+	}
+	for i := range contents {
+		where[contents[i].GetAnnotations()[c.conf.TopologyKey]] = true
+	}
+	c.miss(where, nodes.Items, now)
+	var failed error
+	for i := range volumes.Items {
+		pv := &volumes.Items[i]
+		if since, gone := c.missing[c.node(pv)]; gone && now.Sub(since) >= c.conf.After {
+			if err := c.handle(ctx, pv, since); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("persistent volume %s: %w", pv.Name, err))
+			}
+		}
+	}
+	for i := range contents {
+		o := &contents[i]
+		if since, gone := c.missing[o.GetAnnotations()[c.conf.TopologyKey]]; gone && now.Sub(since) >= c.conf.After {
+			if err := c.handleContent(ctx, o, since); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("snapshot content %s: %w", o.GetName(), err))
+			}
+		}
+	}
+	return failed
+}
+
+// miss notes since when the nodes that have something are missed; one that is there is not.
+func (c *Collector) miss(where map[string]bool, nodes []corev1.Node, now time.Time) {
+	delete(where, "")
+	for i := range nodes {
+		delete(where, nodes[i].Name)
 	}
 	missed := map[string]time.Time{}
-	for i := range volumes.Items {
-		node := c.node(&volumes.Items[i])
-		if node == "" || there[node] {
-			continue
-		}
+	for node := range where {
 		if missed[node] = now; !c.missing[node].IsZero() {
 			missed[node] = c.missing[node]
 		}
 	}
 	c.missing = missed
-	var failed error
-	for i := range volumes.Items {
-		pv := &volumes.Items[i]
-		since, gone := missed[c.node(pv)]
-		if !gone || now.Sub(since) < c.conf.After {
-			continue
-		}
-		if err := c.handle(ctx, pv, since); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("persistent volume %s: %w", pv.Name, err))
-		}
-	}
-	return failed
 }
 
 // node is the node that a volume of the driver is on, or "".
@@ -195,18 +215,11 @@ func (c *Collector) forget(ctx context.Context, pv *corev1.PersistentVolume) err
 	if err != nil {
 		return err
 	}
-	left := slices.DeleteFunc(slices.Clone(now.Finalizers), func(f string) bool { return f == ours })
-	if len(left) == len(now.Finalizers) {
+	change, found := without(now, ours)
+	if !found {
 		return nil // others keep it, for reasons of theirs
 	}
-	change := fmt.Appendf(nil, `{"metadata":{"resourceVersion":%q,"finalizers":[`, now.ResourceVersion)
-	for i, f := range left {
-		if i > 0 {
-			change = append(change, ',')
-		}
-		change = fmt.Appendf(change, "%q", f)
-	}
-	_, err = api.Patch(ctx, pv.Name, types.MergePatchType, append(change, "]}}"...), metav1.PatchOptions{})
+	_, err = api.Patch(ctx, pv.Name, types.MergePatchType, change, metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

@@ -9,6 +9,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 )
 
@@ -51,12 +55,28 @@ func volume(name, driver, node string) *corev1.PersistentVolume {
 	}
 }
 
+func content(name, driver, node string, deleted bool) *unstructured.Unstructured {
+	o := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"driver": driver}}}
+	o.SetAPIVersion("snapshot.storage.k8s.io/v1")
+	o.SetKind("VolumeSnapshotContent")
+	o.SetName(name)
+	o.SetAnnotations(map[string]string{"d/node": node})
+	o.SetFinalizers([]string{"x/other", contentFinalizer})
+	if deleted {
+		now := metav1.Now()
+		o.SetDeletionTimestamp(&now)
+	}
+	return o
+}
+
 // TestLook: only volumes of our driver whose node has been missing for long are let go; one that is back is not missed
 // any more.
 func TestLook(t *testing.T) {
+	objects := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{contentsResource: "VolumeSnapshotContentList"},
+		content("deleted", "d", "gone", true), content("kept", "d", "gone", false), content("here", "d", "here", true), content("other", "x", "gone", true))
 	client := fake.NewClientset(volume("ours", "d", "gone"), volume("here", "d", "here"), volume("other", "x", "gone"),
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here"}})
-	c := New(Config{Driver: "d", TopologyKey: "d/node", Policy: Forget, After: time.Hour, Every: time.Minute, Log: slog.New(slog.DiscardHandler)}, client)
+	c := New(Config{Driver: "d", TopologyKey: "d/node", Policy: Forget, After: time.Hour, Every: time.Minute, Log: slog.New(slog.DiscardHandler)}, client, objects)
 	names := func() (all []string) {
 		list, err := client.CoreV1().PersistentVolumes().List(t.Context(), metav1.ListOptions{})
 		if err != nil {
@@ -92,6 +112,12 @@ func TestLook(t *testing.T) {
 	look(123*time.Minute, []string{"here", "other"})
 	if _, err := client.CoreV1().PersistentVolumes().Get(t.Context(), "ours", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("%v", err)
+	}
+	for name, want := range map[string][]string{"deleted": {"x/other"}, "kept": {"x/other", contentFinalizer}, "here": {"x/other", contentFinalizer}, "other": {"x/other", contentFinalizer}} {
+		o, err := objects.Resource(contentsResource).Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil || !slices.Equal(o.GetFinalizers(), want) {
+			t.Errorf("content %s has the finalizers %v, want %v, %v", name, o.GetFinalizers(), want, err)
+		}
 	}
 }
 

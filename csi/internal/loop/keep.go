@@ -13,21 +13,44 @@ import (
 	"github.com/berth-project/berth/csi/internal/volume"
 )
 
+// Medium implements volume.Keeper.
+func (b *Backend) Medium() string { return b.medium }
+
 // Space implements volume.Keeper.
-func (b *Backend) Space(context.Context) (volume.Space, error) {
-	return pooldir.Space(b.pool, unbacked)
+func (b *Backend) Space(_ context.Context, all []volume.Spec) (volume.Space, error) {
+	return pooldir.Space(b.pool, func(d *pool.Dir) (int64, error) { return unbacked(d, all) })
 }
 
-// unbacked is volume.Space's. A thick file that shares nothing has all it was promised. One that shares blocks needs, at
-// worst, all of them anew.
-func unbacked(all []volume.Spec) (int64, error) {
+// unbacked is volume.Space's. A thick file that shares nothing has all it was promised once it is made. One that shares
+// blocks needs, at worst, all of them anew.
+func unbacked(d *pool.Dir, all []volume.Spec) (int64, error) {
 	var n int64
 	for _, v := range all {
-		if v.Thin || v.Shared {
+		switch {
+		case v.Thin || v.Shared:
 			n += v.Capacity
+		case v.Missing > 0:
+			have, err := onDisk(d, v.ID)
+			if err != nil {
+				return 0, err
+			}
+			n += max(0, min(v.Missing, v.Capacity-have))
 		}
 	}
 	return n, nil
+}
+
+// onDisk is what the file of a volume has allocated, in bytes, also of one that is being made.
+func onDisk(d *pool.Dir, id string) (int64, error) {
+	for _, dir := range []string{pool.Building, pool.Volumes} { // the way it goes: whoever is renamed in between is met
+		var st unix.Stat_t
+		err := unix.Fstatat(d.Fd(), file(dir, id), &st, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		return st.Blocks * 512, err
+	}
+	return 0, nil
 }
 
 // Footprint implements volume.Store: once the volume is overwritten, all of the snapshot's blocks are its own.
@@ -76,6 +99,6 @@ func erase(d *pool.Dir, name string) (held bool, err error) {
 
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
-	s, err := b.Space(ctx)
+	s, err := b.Space(ctx, nil)
 	return pooldir.Unwell(b.pool, s, err)
 }

@@ -41,6 +41,7 @@ var (
 // Backend is one pool of files. Use [New].
 type Backend struct {
 	pool    *pool.Pool
+	medium  string
 	fstypes []string
 
 	proof   pooldir.Proof // of what the file system can do
@@ -57,6 +58,9 @@ func New(p *pool.Pool) (*Backend, error) {
 		return nil, err
 	}
 	b := &Backend{pool: p, fstypes: types}
+	if b.medium, err = pooldir.Medium(p); err != nil {
+		return nil, err
+	}
 	if err := b.proof.AtStart(b.probe); err != nil {
 		return nil, err
 	}
@@ -228,7 +232,7 @@ func (b *Backend) Remove(ctx context.Context, v volume.Spec) error {
 	if err := b.release(d, v); err != nil {
 		return err
 	}
-	return errors.Join(pool.Full(d.Discard(file(pool.Volumes, v.ID))), pool.Full(d.Discard(file(pool.Building, v.ID))), ctx.Err())
+	return errors.Join(pool.Full(d.Remove(file(pool.Volumes, v.ID))), pool.Full(d.Discard(file(pool.Building, v.ID))), ctx.Err())
 }
 
 // Resize implements volume.Store.

@@ -67,8 +67,8 @@ func copyData(ctx context.Context, to, from *os.File) error {
 	const slice = 16 << 20
 	for at := int64(0); at < fi.Size(); {
 		start, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // only a hole is left
+		if errors.Is(err, unix.ENXIO) { // only a hole is left
+			return unchanged(from, fi.Size())
 		}
 		if err != nil {
 			return fmt.Errorf("seek: %w", err)
@@ -82,10 +82,22 @@ func copyData(ctx context.Context, to, from *os.File) error {
 			if err = errors.Join(err, ctx.Err()); err != nil {
 				return err
 			}
+			if n == 0 {
+				return errs.Internal.Errorf("the source ends at %d of %d bytes while it is copied", at, fi.Size())
+			}
 			at += n
 		}
 	}
-	return nil
+	return unchanged(from, fi.Size())
+}
+
+// unchanged says that a source is as long as it was: one that is erased while it is copied ends in a hole, too.
+func unchanged(from *os.File, size int64) error {
+	fi, err := from.Stat()
+	if err == nil && fi.Size() != size {
+		err = errs.Internal.Errorf("the source had %d bytes and has %d while it is copied", size, fi.Size())
+	}
+	return err
 }
 
 // Snapshot implements volume.Snapshots: every file system in use is frozen (FIFREEZE), every file is cloned, every
@@ -197,7 +209,7 @@ func (b *Backend) RemoveSnapshot(_ context.Context, id string) error {
 		return err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
-	return pool.Full(errors.Join(d.Discard(file(pool.Snapshots, id)), d.Discard(file(pool.Building, id))))
+	return pool.Full(errors.Join(d.Remove(file(pool.Snapshots, id)), d.Discard(file(pool.Building, id))))
 }
 
 // Thaw implements volume.Snapshots.

@@ -20,15 +20,18 @@ const (
 )
 
 // Space implements volume.Keeper. Of the size of the group, or of the thin pool, what others have in it is not ours.
-func (b *Backend) Space(ctx context.Context) (volume.Space, error) {
+func (b *Backend) Space(ctx context.Context, all []volume.Spec) (volume.Space, error) {
 	r, err := b.recent(ctx)
 	if err != nil {
 		return volume.Space{}, err
 	}
 	s, err := b.space(r)
-	s.Unbacked = func(all []volume.Spec) (int64, error) { return b.unbacked(r, all), nil }
+	s.Unbacked = b.unbacked(r, all)
 	return s, err
 }
+
+// Medium implements volume.Keeper. A thin pool has its space from the group once and for all.
+func (b *Backend) Medium() string { return "lvm " + b.group.Name() + "/" + b.thin }
 
 func (b *Backend) space(r volgroup.Report) (volume.Space, error) {
 	s := volume.Space{InodesFree: -1, ReadOnly: !r.Writable}
@@ -98,9 +101,9 @@ func (b *Backend) Inventory(ctx context.Context) (volumes, snapshots []string, e
 		return nil, nil, err
 	}
 	for _, v := range b.ours(r) {
-		id := strings.TrimPrefix(v.Name, prefix)
+		id := strings.TrimPrefix(strings.TrimPrefix(v.Name, buildingPrefix), prefix)
 		switch {
-		case strings.HasPrefix(v.Name, buildingPrefix), strings.HasPrefix(v.Name, trashPrefix):
+		case strings.HasPrefix(v.Name, trashPrefix):
 		case strings.HasPrefix(id, "s"):
 			snapshots = append(snapshots, id)
 		default:

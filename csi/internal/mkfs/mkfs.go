@@ -155,9 +155,10 @@ func Grow(ctx context.Context, fstype string, file *os.File, size int64) error {
 	return run(ctx, file, 0, "resize2fs", "/proc/self/fd/3", fmt.Sprintf("%dK", size/4096*4))
 }
 
-// run starts a program with the file as descriptor 3; a code above most is an error with what it wrote.
+// run starts a program with the file as descriptor 3; a code above most is an error with what it wrote. It is never stopped
+// half way: a check of a large file system takes longer than a caller waits, and one that is begun anew each time never ends.
 func run(ctx context.Context, file *os.File, most int, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), name, args...)
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
 	var out bytes.Buffer
@@ -170,7 +171,7 @@ func run(ctx context.Context, file *os.File, most int, name string, args ...stri
 		return errs.FailedPrecondition.Errorf("%s is not installed on this node: install e2fsprogs or xfsprogs", name)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w: %s", name, err, strings.Join(strings.Fields(out.String()), " ")), ctx.Err())
+		return fmt.Errorf("%s: %w: %s", name, err, strings.Join(strings.Fields(out.String()), " "))
 	}
 	return nil
 }

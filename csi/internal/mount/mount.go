@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -145,6 +146,7 @@ func Detach(parent *os.File, name string) error {
 
 // Entry is one line of a mountinfo.
 type Entry struct {
+	ID     uint64
 	Dev    string // major:minor
 	Root   string // within the file system
 	Point  string
@@ -178,6 +180,22 @@ func Everywhere() ([]Entry, error) {
 // Here reads the mounts of this process's namespace.
 func Here() ([]Entry, error) { return read("/proc/self/mountinfo") }
 
+// Device is the number of the file system that an open file is on, major:minor, which is the same for every subvolume of a
+// btrfs (statx(2) with STATX_MNT_ID, Linux 5.8).
+func Device(f *os.File) (string, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return "", &os.PathError{Op: "statx", Path: f.Name(), Err: err}
+	}
+	all, err := Here()
+	for _, m := range all {
+		if m.ID == st.Mnt_id {
+			return m.Dev, nil
+		}
+	}
+	return "", errors.Join(err, fmt.Errorf("%s: its mount %d is not in this mount namespace", f.Name(), st.Mnt_id))
+}
+
 // Within finds a mount, in any namespace, of the volume id in a pool's directory dir, or of something below it, on a file
 // system of a type. The root of such a mount is POOL/dir/id/..., of which a tenant says only the end. "": none.
 func Within(fstype, dir, id string) (point string, err error) {
@@ -206,7 +224,11 @@ func read(file string) ([]Entry, error) {
 		before, after, ok := strings.Cut(sc.Text(), " - ")
 		w, x := strings.Fields(before), strings.Fields(after)
 		if ok && len(w) > 4 && len(x) > 1 {
-			all = append(all, Entry{Dev: w[2], Root: unescape.Replace(w[3]), Point: unescape.Replace(w[4]), FSType: x[0], Source: unescape.Replace(x[1])})
+			id, err := strconv.ParseUint(w[0], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("%s: mount id %q: %w", file, w[0], err)
+			}
+			all = append(all, Entry{ID: id, Dev: w[2], Root: unescape.Replace(w[3]), Point: unescape.Replace(w[4]), FSType: x[0], Source: unescape.Replace(x[1])})
 		}
 	}
 	return all, sc.Err()

@@ -187,6 +187,22 @@ func (d *Dir) Discard(name string) error {
 	return err
 }
 
+// Remove is Discard of something that is complete: when it answers, no power cut brings it back.
+func (d *Dir) Remove(name string) error {
+	there, err := d.Exists(name)
+	if err != nil || !there {
+		return err
+	}
+	if err := d.Discard(name); err != nil {
+		return err
+	}
+	f, err := d.Sub(name[:strings.LastIndexByte(name, '/')])
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
 // Space is the state of the pool's file system, in bytes and inodes; InodesFree is -1 where there is no limit (btrfs).
 type Space struct {
 	Total, Free, InodesFree int64

@@ -10,41 +10,66 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/berth-project/berth/csi/internal/mount"
 	"github.com/berth-project/berth/csi/internal/pool"
 	"github.com/berth-project/berth/csi/internal/volume"
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// Space is that of the pool's file system; what of the promises has none yet, the backend says.
-func Space(p *pool.Pool, unbacked func(all []volume.Spec) (int64, error)) (volume.Space, error) {
+// Space is that of the pool's file system; what of the promises has none yet, the backend says, and is asked first.
+func Space(p *pool.Pool, unbacked func(d *pool.Dir) (int64, error)) (volume.Space, error) {
 	d, err := p.Dir()
 	if err != nil {
 		return volume.Space{}, err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
+	waiting, err := unbacked(d)
+	if err != nil {
+		return volume.Space{}, err
+	}
 	s, err := d.Space()
-	return volume.Space{Total: s.Total, Free: s.Free, InodesFree: s.InodesFree, ReadOnly: s.ReadOnly, Unbacked: unbacked}, err
+	return volume.Space{Total: s.Total, Free: s.Free, InodesFree: s.InodesFree, ReadOnly: s.ReadOnly, Unbacked: waiting}, err
 }
 
-// Inventory lists the ids of what is complete, in order; ext is what its names have behind the id.
+// Medium is the number of the pool's file system, major:minor.
+func Medium(p *pool.Pool) (string, error) {
+	d, err := p.Dir()
+	if err != nil {
+		return "", err
+	}
+	defer d.Close() //nolint:errcheck // O_PATH
+	f, err := d.Sub(pool.Volumes)
+	if err != nil {
+		return "", err
+	}
+	medium, err := mount.Device(f)
+	return medium, errors.Join(err, f.Close())
+}
+
+// Inventory lists the ids of what is complete or being made, in order; ext is what its names have behind the id. What is being
+// made has a record, as what is complete has, or it is an orphan too.
 func Inventory(p *pool.Pool, ext string) (volumes, snapshots []string, err error) {
 	d, err := p.Dir()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
-	list := func(dir string) ([]string, error) {
-		names, err := d.Names(dir)
-		ids := make([]string, 0, len(names))
+	for _, dir := range []string{pool.Volumes, pool.Snapshots, pool.Building} {
+		names, nerr := d.Names(dir)
+		err = errors.Join(err, nerr)
 		for _, n := range names {
-			ids = append(ids, strings.TrimSuffix(n, ext))
+			switch id := strings.TrimSuffix(n, ext); {
+			case dir == pool.Building && !volume.IsID(id): // a probe
+			case dir == pool.Snapshots || dir == pool.Building && strings.HasPrefix(id, "s"):
+				snapshots = append(snapshots, id)
+			default:
+				volumes = append(volumes, id)
+			}
 		}
-		slices.Sort(ids)
-		return ids, err
 	}
-	volumes, verr := list(pool.Volumes)
-	snapshots, serr := list(pool.Snapshots)
-	return volumes, snapshots, errors.Join(verr, serr)
+	slices.Sort(volumes)
+	slices.Sort(snapshots)
+	return slices.Compact(volumes), slices.Compact(snapshots), err
 }
 
 // Purge calls erase with the name of everything in the trash until ctx ends, and says how much is left; erase says

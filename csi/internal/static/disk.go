@@ -115,6 +115,40 @@ func (b *Backend) disks() (all []disk, err error) {
 	return all, nil
 }
 
+// distinct leaves out, and refuses, what is a device once more under another path: links come and go while the driver runs. The
+// path that has the record stays, also of one that is named no more.
+func (b *Backend) distinct(all []disk, used map[string]record) (out []disk) {
+	owner := map[uint64]string{}
+	for _, k := range all {
+		if r, is := used[k.path]; is && r.is(k) {
+			owner[k.number] = k.path
+		}
+	}
+	for _, k := range all {
+		other := owner[k.number]
+		if other == "" {
+			other = recorded(k, used)
+		}
+		if other != "" && other != k.path {
+			b.refuse(k.path, "it is the same device as "+other)
+			continue
+		}
+		owner[k.number] = k.path
+		out = append(out, k)
+	}
+	return out
+}
+
+// recorded is the path under which another record has a device of the same identity, or "".
+func recorded(k disk, used map[string]record) string {
+	for path, r := range used {
+		if path != k.path && k.identity != "" && r.Identity == k.identity && r.Size == k.size {
+			return path
+		}
+	}
+	return ""
+}
+
 func (b *Backend) refuse(path, why string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

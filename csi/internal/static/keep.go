@@ -15,8 +15,11 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
+// Medium implements volume.Keeper: its disks are no other pool's.
+func (b *Backend) Medium() string { return "" }
+
 // Space implements volume.Keeper: all devices, and of those the free ones.
-func (b *Backend) Space(context.Context) (volume.Space, error) {
+func (b *Backend) Space(_ context.Context, all []volume.Spec) (volume.Space, error) {
 	d, err := b.pool.Dir()
 	if err != nil {
 		return volume.Space{}, err
@@ -42,22 +45,17 @@ func (b *Backend) Space(context.Context) (volume.Space, error) {
 		sizes = append(sizes, k.size)
 		out.Free += k.size
 	}
-	out.Unbacked = func(all []volume.Spec) (int64, error) { return b.unbacked(sizes, all) }
 	out.Total = out.Free
 	for _, r := range used {
 		out.Total += r.Size
 	}
-	return out, nil
+	out.Unbacked, err = unbacked(d, sizes, all)
+	return out, err
 }
 
 // unbacked is what is on free devices, whose sizes are given from the smallest on, but not on the largest that is left when
 // every volume that is still being made has got its own.
-func (b *Backend) unbacked(free []int64, all []volume.Spec) (int64, error) {
-	d, err := b.pool.Dir()
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close() //nolint:errcheck // O_PATH
+func unbacked(d *pool.Dir, free []int64, all []volume.Spec) (int64, error) {
 	var waiting []int64
 	for _, v := range all {
 		there, err := d.Exists(pool.Volumes + "/" + v.ID)
@@ -101,9 +99,12 @@ func (b *Backend) Inventory(context.Context) (volumes, snapshots []string, err e
 		return nil, nil, err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
-	volumes, err = names(d, pool.Volumes)
+	for _, dir := range []string{pool.Volumes, pool.Building} {
+		list, lerr := names(d, dir)
+		volumes, err = append(volumes, list...), errors.Join(err, lerr)
+	}
 	slices.Sort(volumes)
-	return volumes, nil, err
+	return slices.Compact(volumes), nil, err
 }
 
 // Purge implements volume.Keeper: it erases what is in the trash, and takes in what the operator has named since.
@@ -139,7 +140,7 @@ func (b *Backend) takeIn(d *pool.Dir) error {
 	if err != nil {
 		return err
 	}
-	for _, k := range all {
+	for _, k := range b.distinct(all, used) {
 		if _, is := used[k.path]; is {
 			continue
 		}
@@ -230,7 +231,7 @@ func (b *Backend) erase(ctx context.Context, d *pool.Dir, name string) error {
 
 // Health implements volume.Keeper.
 func (b *Backend) Health(ctx context.Context) []volume.Condition {
-	s, err := b.Space(ctx)
+	s, err := b.Space(ctx, nil)
 	all := pooldir.Unwell(b.pool, s, err)
 	if err != nil {
 		return all

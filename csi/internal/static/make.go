@@ -21,7 +21,7 @@ func (b *Backend) free(d *pool.Dir, used map[string]record) ([]disk, error) {
 		return nil, err
 	}
 	var out []disk
-	for _, k := range all {
+	for _, k := range b.distinct(all, used) {
 		if _, is := used[k.path]; is {
 			continue
 		}
@@ -162,5 +162,5 @@ func (b *Backend) Remove(ctx context.Context, v volume.Spec) error {
 		return err
 	}
 	defer d.Close() //nolint:errcheck // O_PATH
-	return errors.Join(pool.Full(errors.Join(d.Discard(pool.Volumes+"/"+v.ID), d.Discard(pool.Building+"/"+v.ID), remove(d, pool.Building+"/."+v.ID))), afterTrash.Hit())
+	return errors.Join(pool.Full(errors.Join(d.Remove(pool.Volumes+"/"+v.ID), d.Discard(pool.Building+"/"+v.ID), remove(d, pool.Building+"/."+v.ID))), afterTrash.Hit())
 }

@@ -35,3 +35,38 @@ func TestUnusable(t *testing.T) {
 		}
 	}
 }
+
+// TestDistinct: a device that is named twice is one device, and the path that has its record stays.
+func TestDistinct(t *testing.T) {
+	at := func(path string, number uint64, identity string) disk {
+		return disk{path: path, number: number, size: 10, identity: identity}
+	}
+	taken := func(all ...record) map[string]record {
+		m := map[string]record{}
+		for _, r := range all {
+			m[r.Device] = r
+		}
+		return m
+	}
+	for _, c := range []struct {
+		what string
+		all  []disk
+		used map[string]record
+		want []string
+	}{
+		{"two devices", []disk{at("/a", 1, "x"), at("/b", 2, "y")}, nil, []string{"/a", "/b"}},
+		{"one twice", []disk{at("/a", 1, "x"), at("/b", 1, "x")}, nil, []string{"/a"}},
+		{"one twice, the second has the record", []disk{at("/a", 1, ""), at("/b", 1, "")}, taken(record{Device: "/b", Size: 10}), []string{"/b"}},
+		{"its record is of a path that is named no more", []disk{at("/b", 1, "x")}, taken(record{Device: "/a", Size: 10, Identity: "x"}), nil},
+		{"another one without identity", []disk{at("/b", 1, "")}, taken(record{Device: "/a", Size: 10}), []string{"/b"}},
+	} {
+		b := &Backend{refused: map[string]string{}}
+		var got []string
+		for _, k := range b.distinct(c.all, c.used) {
+			got = append(got, k.path)
+		}
+		if !slices.Equal(got, c.want) || len(b.refused) != len(c.all)-len(c.want) {
+			t.Errorf("%s: %v, refused %v, want %v", c.what, got, b.refused, c.want)
+		}
+	}
+}

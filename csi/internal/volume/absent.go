@@ -43,11 +43,14 @@ func (m *Manager) reopen(ctx context.Context) {
 			if v.Pool != p.Name {
 				continue
 			}
-			if err := m.reconcileVolume(ctx, v); err != nil && errs.Of(err) != errs.Aborted {
+			if err := m.reconcileVolume(ctx, v, false); err != nil && errs.Of(err) != errs.Aborted {
 				m.log.Warn("volume left as it is for now", "volume", v.ID, "phase", string(v.Phase), "error", err)
 			}
 		}
-		m.retry(ctx)
+		if err := m.relimit(ctx, &Pool{Name: p.Name, Backend: b}); err != nil {
+			m.log.Error("limits of volumes not set anew", "pool", p.Name, "error", err)
+		}
+		m.wake(m.unsettled)
 		m.changed(p.Name)
 	}
 }

@@ -20,6 +20,7 @@ type Spec struct {
 	Source   Source            // what its first content is; the zero value: nothing
 	Shared   bool              // shares storage with a snapshot or a clone
 	Fresh    bool              // was never mounted or attached, and started with nothing in it
+	Missing  int64             // bytes of Capacity that are being made and may have no storage yet: of a new volume all, of a growing one the difference
 	Tuning   map[string]string // settings that may change, checked; what is absent has its default
 }
 
@@ -64,15 +65,17 @@ type Traits struct {
 	NoCopies bool
 	// Whole: a volume has storage for itself that may be larger than it, so that growing takes nothing from the pool.
 	Whole bool
+	// Limited: the limit is not the storage's size but set apart from it, and set anew at each start.
+	Limited bool
 }
 
 // Space is the state of a pool in bytes and inodes; InodesFree is negative where there is no limit.
 type Space struct {
 	Total, Free, InodesFree int64
 	ReadOnly                bool
-	// Unbacked is how many bytes of what was promised to all the pool's volumes are not allocated yet, or cannot be, at the
-	// moment of this Space.
-	Unbacked func(all []Spec) (int64, error)
+	// Unbacked is how many bytes of what was promised to the volumes that were named are not allocated yet, or cannot be. It
+	// is looked at before Free, so what is allocated in between counts twice rather than never.
+	Unbacked int64
 }
 
 // Usage of a mounted volume, in bytes and inodes.
@@ -106,9 +109,12 @@ type Store interface {
 
 // Keeper looks after the pool as a whole.
 type Keeper interface {
-	// Space asks the pool.
-	Space(ctx context.Context) (Space, error)
-	// Inventory lists the ids of all volumes and snapshots that have storage.
+	// Medium is what the pool takes its space from (a file system, a volume group), known since it was opened; pools with
+	// the same one share it. Empty: nothing that another pool could have.
+	Medium() string
+	// Space asks the pool, whose volumes are all.
+	Space(ctx context.Context, all []Spec) (Space, error)
+	// Inventory lists the ids of all volumes and snapshots that have storage, also of those that are being made.
 	Inventory(ctx context.Context) (volumes, snapshots []string, err error)
 	// Purge erases what was removed, in slices, until nothing is left or ctx ends, and says how much is left.
 	Purge(ctx context.Context) (left int, err error)

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"slices"
 )
 
@@ -39,14 +40,37 @@ func (m *Manager) charge(ctx context.Context, p *Pool, origins []string) error {
 	for _, id := range origins {
 		m.mu.Lock()
 		v, ok := m.volumes[id]
-		s := m.specLocked(v)
 		m.mu.Unlock()
 		if !ok || v.Phase != Ready {
 			continue
 		}
-		if err := p.Backend.Resize(ctx, s); err != nil {
+		if err := m.resize(ctx, p, v); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// resize makes a volume's storage and its limit what they are to be now. Where the limit is set apart from the storage, what it
+// is to be changes with every snapshot and clone: then whoever decides it sets it before the next one decides.
+func (m *Manager) resize(ctx context.Context, p *Pool, v Volume) error {
+	if p.Backend.Traits().Limited {
+		m.limiting.Lock()
+		defer m.limiting.Unlock()
+	}
+	return p.Backend.Resize(ctx, m.spec(v))
+}
+
+// relimit sets the limits of a pool's volumes anew: a kill or a power cut between a record and a limit leaves the old one.
+func (m *Manager) relimit(ctx context.Context, p *Pool) error {
+	if !p.Backend.Traits().Limited {
+		return nil
+	}
+	var failed error
+	for _, v := range m.all() {
+		if v.Pool == p.Name && v.Phase == Ready && v.Growing == 0 {
+			failed = errors.Join(failed, m.resize(ctx, p, v))
+		}
+	}
+	return failed
 }

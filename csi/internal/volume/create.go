@@ -60,8 +60,9 @@ func (m *Manager) Create(ctx context.Context, r CreateRequest) (Volume, error) {
 			return Volume{}, errors.Join(err, m.undo(ctx, p, v))
 		}
 	}
-	// 4. The storage, and the record that it is complete.
-	v, err = m.complete(ctx, p, v)
+	// 4. The storage, and the record that it is complete. A copy may take longer than the caller waits: it goes on, whoever
+	// asks meanwhile is told so (Aborted), and whoever asks then gets it.
+	v, err = m.complete(context.WithoutCancel(ctx), p, v)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -281,6 +282,9 @@ func (m *Manager) complete(ctx context.Context, p *Pool, v Volume) (Volume, erro
 	if err == nil {
 		err = m.ensure(ctx, p, v)
 	}
+	if err == nil && !v.Source.None() { // it could not be made again: the source goes on
+		err = p.Backend.Commit(ctx, m.spec(v))
+	}
 	if err == nil {
 		err = createAfterEnsure.Hit()
 	}
@@ -299,7 +303,18 @@ func (m *Manager) complete(ctx context.Context, p *Pool, v Volume) (Volume, erro
 
 // ensure makes the storage. A source in use is snapshotted first, so that the copy is of one moment.
 func (m *Manager) ensure(ctx context.Context, p *Pool, v Volume) error {
-	if v.Source.Volume == "" {
+	if v.Source.None() {
+		return p.Backend.Ensure(ctx, m.spec(v))
+	}
+	if v.Source.Snapshot != "" {
+		end, err := m.lend(v.Source.Snapshot)
+		if err != nil {
+			return err
+		}
+		defer end()
+		if _, err := m.Snapshot(v.Source.Snapshot); err != nil {
+			return err
+		}
 		return p.Backend.Ensure(ctx, m.spec(v))
 	}
 	end, err := m.begin(v.Source.Volume, "cloning")

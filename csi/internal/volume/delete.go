@@ -66,9 +66,11 @@ func (m *Manager) finishDelete(ctx context.Context, p *Pool, v Volume) error {
 }
 
 // Purge wakes the background erasing of what was removed.
-func (m *Manager) Purge() {
+func (m *Manager) Purge() { m.wake(m.trash) }
+
+func (m *Manager) wake(work chan<- struct{}) {
 	select {
-	case m.trash <- struct{}{}:
+	case work <- struct{}{}:
 	default: // it is awake
 	}
 }

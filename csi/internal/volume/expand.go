@@ -39,7 +39,7 @@ func (m *Manager) Expand(ctx context.Context, id string, required, limit int64) 
 	}
 	// 2. The storage.
 	if err = errors.Join(m.records.Put("volume/"+id, v, true), expandAfterIntent.Hit()); err == nil {
-		err = errors.Join(p.Backend.Resize(ctx, m.spec(v)), expandAfterResize.Hit())
+		err = errors.Join(m.resize(context.WithoutCancel(ctx), p, v), expandAfterResize.Hit())
 	}
 	if err != nil {
 		return old, false, errors.Join(err, m.keep(old, true))

@@ -106,13 +106,16 @@ func wrongMembers(g Group, members []string) error {
 
 // DeleteGroup removes a group snapshot with all its members; one that does not exist is fine.
 func (m *Manager) DeleteGroup(ctx context.Context, id string, members []string) error {
-	end, err := m.begin(id, "DeleteVolumeGroupSnapshot")
+	m.mu.Lock()
+	parts := slices.Clone(m.groups[id].Snapshots)
+	m.mu.Unlock()
+	end, err := m.beginAll(append(parts, id), "DeleteVolumeGroupSnapshot")
 	if err != nil {
 		return err
 	}
 	defer end()
 	m.mu.Lock()
-	g, found := m.groups[id]
+	g, found := m.groups[id] // a group's members never change
 	m.mu.Unlock()
 	if !found {
 		return nil

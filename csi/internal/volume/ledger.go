@@ -22,27 +22,49 @@ func (l ledger) free() int64 {
 // poolState asks the pool's file system; the answers go into ledgerLocked.
 type poolState struct {
 	space    Space
-	unbacked int64
+	unbacked int64 // of all pools on the same device
 }
 
 func (m *Manager) ask(ctx context.Context, p *Pool) (poolState, error) {
-	space, err := p.Backend.Space(ctx)
+	others := m.askOthers(ctx, p)
+	space, err := p.Backend.Space(ctx, m.specs(p.Name))
 	if err != nil {
 		return poolState{}, err
 	}
 	if space.ReadOnly {
 		return poolState{}, errs.Unavailable.Errorf("pool %s is read-only: see the kernel's log for why", p.Name)
 	}
+	return poolState{space: space, unbacked: space.Unbacked + others}, nil
+}
+
+// askOthers is what other pools on a pool's medium have promised and not allocated. One that overcommits backs nothing; one
+// that gives no answer says so in its own health, and does not keep this one from answering.
+func (m *Manager) askOthers(ctx context.Context, p *Pool) (unbacked int64) {
+	medium := p.Backend.Medium()
+	for _, q := range m.Pools() {
+		if q.Name == p.Name || q.Backend == nil || q.Overcommit > 1 || medium == "" || q.Backend.Medium() != medium {
+			continue
+		}
+		s, err := q.Backend.Space(ctx, m.specs(q.Name))
+		if err != nil {
+			m.log.Debug("a pool of the same medium does not answer", "pool", q.Name, "error", err)
+			continue
+		}
+		unbacked += s.Unbacked
+	}
+	return unbacked
+}
+
+// specs are those of a pool's volumes.
+func (m *Manager) specs(pool string) (all []Spec) {
 	m.mu.Lock()
-	var all []Spec
+	defer m.mu.Unlock()
 	for _, v := range m.volumes {
-		if v.Pool == p.Name {
+		if v.Pool == pool {
 			all = append(all, m.specLocked(v))
 		}
 	}
-	m.mu.Unlock()
-	unbacked, err := space.Unbacked(all)
-	return poolState{space: space, unbacked: unbacked}, err
+	return all
 }
 
 // ledgerLocked is computed from the records each time: there is no second account that could differ.

@@ -51,14 +51,17 @@ type Config struct {
 
 // Manager is the domain's one object. Use [New], then [Manager.Reconcile] once, then serve.
 type Manager struct {
-	conf    Config
-	records Records
-	log     *slog.Logger
-	trash   chan struct{}
+	conf      Config
+	records   Records
+	log       *slog.Logger
+	trash     chan struct{} // there is something to erase
+	unsettled chan struct{} // there is something to go on with
 
 	// reserving is held from the question how full a pool is to the promise that rests on the answer; mu is taken
 	// inside it.
 	reserving sync.Mutex
+	// limiting is held from the question what a volume's limit is to be until it is set; mu is taken inside it.
+	limiting sync.Mutex
 
 	mu        sync.Mutex
 	pools     map[string]*Pool
@@ -66,15 +69,16 @@ type Manager struct {
 	snapshots map[string]Snapshot
 	groups    map[string]Group
 	busy      map[string]string // id: what is being done to it
+	lent      map[string]int    // id: how many copies are being made of it
 	next      uint64            // the last Number given
 }
 
 // New reads all records.
 func New(conf Config, records Records) (*Manager, error) {
 	m := &Manager{
-		conf: conf, records: records, log: conf.Log, trash: make(chan struct{}, 1),
+		conf: conf, records: records, log: conf.Log, trash: make(chan struct{}, 1), unsettled: make(chan struct{}, 1),
 		pools: map[string]*Pool{}, volumes: map[string]Volume{}, snapshots: map[string]Snapshot{}, groups: map[string]Group{},
-		busy: map[string]string{}, next: uint64(time.Now().UnixNano()) >> 20, //nolint:gosec // after 1970
+		busy: map[string]string{}, lent: map[string]int{}, next: uint64(time.Now().UnixNano()) >> 20, //nolint:gosec // after 1970
 	}
 	for i := range conf.Pools {
 		m.pools[conf.Pools[i].Name] = &conf.Pools[i]
@@ -106,11 +110,31 @@ func (m *Manager) begin(id, what string) (end func(), err error) {
 	if now, taken := m.busy[id]; taken {
 		return nil, errs.Aborted.Errorf("%s: %s is under way", id, now)
 	}
+	if n := m.lent[id]; n > 0 {
+		return nil, errs.Aborted.Errorf("%s: %d volumes are being made of it", id, n)
+	}
 	m.busy[id] = what
 	return func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.busy, id)
+	}, nil
+}
+
+// lend takes an object that is copied from: others may copy it too, and nobody may change or remove it meanwhile.
+func (m *Manager) lend(id string) (end func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now, taken := m.busy[id]; taken {
+		return nil, errs.Aborted.Errorf("%s: %s is under way", id, now)
+	}
+	m.lent[id]++
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.lent[id]--; m.lent[id] == 0 {
+			delete(m.lent, id)
+		}
 	}, nil
 }
 

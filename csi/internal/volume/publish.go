@@ -117,7 +117,10 @@ func (m *Manager) bind(ctx context.Context, p *Pool, v Volume, at *place, r Publ
 	if v.Block { // nodev would make the device useless; what it may do, the device itself says
 		set &^= unix.MOUNT_ATTR_NODEV
 	}
-	return errors.Join(mount.SetAttributes(tree, set), mount.Attach(tree, f), publishAfterAttach.Hit())
+	if err := mount.SetAttributes(tree, set); err != nil { // not attached with fewer
+		return err
+	}
+	return errors.Join(m.attach(v, tree, f), publishAfterAttach.Hit())
 }
 
 // tree is a clone of the staging mount, or of the device's node.
@@ -152,14 +155,14 @@ func (m *Manager) Unpublish(ctx context.Context, id, target string) error {
 		return err
 	}
 	defer end()
-	v, p, err := m.volume(id)
-	if err != nil {
+	v, _, err := m.volume(id)
+	if err != nil && errs.Of(err) != errs.Unavailable { // what is mounted of a pool that is gone is unmounted all the same
 		return m.absent(target, err)
 	}
 	at, err := m.open(target)
 	if err == nil {
 		defer at.close()
-		if err = errors.Join(m.detach(ctx, p, v, at), unpublishAfterDetach.Hit()); err == nil {
+		if err = errors.Join(m.detach(ctx, v, at), unpublishAfterDetach.Hit()); err == nil {
 			err = errors.Join(at.remove(), unpublishAfterRemove.Hit())
 		}
 	}

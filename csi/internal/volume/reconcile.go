@@ -15,12 +15,20 @@ import (
 var reconcileStep = failpoint.New("csi.reconcile.step")
 
 // Reconcile goes on with whatever a killed process or a power cut has interrupted, in the direction that the record
-// says. It is called once before anything is served. What cannot be done now, because a pool is not there, is tried
-// again by Run; it is logged, never dropped.
+// says, as far as that is quick. It is called once before anything is served. What may take long, a copy or an allocation,
+// is gone on with by Run, as is what cannot be done now because a pool is not there; it is logged, never dropped.
 func (m *Manager) Reconcile(ctx context.Context) {
 	for _, v := range m.all() {
-		if err := m.reconcileVolume(ctx, v); err != nil {
+		if err := m.reconcileVolume(ctx, v, false); err != nil {
 			m.log.Warn("volume left as it is for now", "volume", v.ID, "phase", string(v.Phase), "error", err)
+		}
+	}
+	for _, p := range m.Pools() {
+		if p.Backend == nil {
+			continue
+		}
+		if err := m.relimit(ctx, &p); err != nil {
+			m.log.Error("limits of volumes not set anew", "pool", p.Name, "error", err)
 		}
 	}
 	for _, s := range m.allSnapshots() {
@@ -65,7 +73,8 @@ func (m *Manager) allSnapshots() []Snapshot {
 	return all
 }
 
-func (m *Manager) reconcileVolume(ctx context.Context, v Volume) error {
+// reconcileVolume goes on with a volume; with what may take long only if long is set.
+func (m *Manager) reconcileVolume(ctx context.Context, v Volume, long bool) error {
 	end, err := m.begin(v.ID, "reconciling")
 	if err != nil {
 		return err
@@ -80,16 +89,27 @@ func (m *Manager) reconcileVolume(ctx context.Context, v Volume) error {
 	if !there {
 		return nil
 	}
+	if v, err = m.afterBoot(v); err != nil { // of a pool that is gone for good, too
+		return err
+	}
 	p, err := m.pool(v.Pool)
 	if err != nil {
 		return err
 	}
+	return m.goOn(ctx, p, v, long)
+}
+
+// goOn does what a volume's record says was being done.
+func (m *Manager) goOn(ctx context.Context, p *Pool, v Volume, long bool) error {
 	switch {
 	case v.Phase == Deleting:
 		return m.finishDelete(ctx, p, v)
 	case v.Phase == Creating:
 		if err := m.thaw(ctx, p, v.Source.Volume); err != nil {
 			return err
+		}
+		if !long {
+			return nil
 		}
 		_, err := m.complete(ctx, p, v)
 		if errs.Of(err) == errs.NotFound || errs.Of(err) == errs.ResourceExhausted {
@@ -98,32 +118,45 @@ func (m *Manager) reconcileVolume(ctx context.Context, v Volume) error {
 		}
 		return err
 	case v.Growing != 0:
-		if err := p.Backend.Resize(ctx, m.spec(v)); err != nil {
+		if !long {
+			return nil
+		}
+		if err := m.resize(ctx, p, v); err != nil {
 			if errs.Of(err) != errs.ResourceExhausted {
 				return err
 			}
 			v.Capacity = v.Growing
 		}
 		v.Growing = 0
-		if err := m.keep(v, true); err != nil {
-			return err
-		}
+		return m.keep(v, true)
 	case v.Tuning:
 		if err := p.Backend.Tune(ctx, m.spec(v)); err != nil {
 			return err
 		}
 		v.Tuning = false
-		if err := m.keep(v, true); err != nil {
-			return err
-		}
+		return m.keep(v, true)
 	}
-	return m.afterBoot(v)
+	return m.remake(ctx, p, v)
+}
+
+// remake makes the storage of a volume again that is complete, as far as its record says, was never used and is not there: where
+// the records are on another file system than the pool, a power cut may leave the one without the other.
+func (m *Manager) remake(ctx context.Context, p *Pool, v Volume) error {
+	if v.Used || !v.Source.None() {
+		return nil
+	}
+	there, err := p.Backend.Exists(ctx, v.ID)
+	if err != nil || there {
+		return err
+	}
+	m.log.Warn("a volume that nobody has used yet has no storage: it is made again", "volume", v.ID, "pool", p.Name)
+	return p.Backend.Ensure(ctx, m.spec(v))
 }
 
 // afterBoot forgets the mounts of an earlier boot.
-func (m *Manager) afterBoot(v Volume) error {
+func (m *Manager) afterBoot(v Volume) (Volume, error) {
 	if v.Node == nil || v.Node.Boot == m.conf.Boot {
-		return nil
+		return v, nil
 	}
 	for _, path := range append(v.Targets(), v.Node.Staging) {
 		if err := m.removeEmpty(path); err != nil {
@@ -131,7 +164,7 @@ func (m *Manager) afterBoot(v Volume) error {
 		}
 	}
 	v.Node = nil
-	return m.keep(v, false)
+	return v, m.keep(v, false)
 }
 
 // removeEmpty removes a target of an earlier boot; the kubelet makes its directories anew.
@@ -203,13 +236,14 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer tick.Stop()
 	look := time.NewTicker(lookForPools)
 	defer look.Stop()
-	var purgers sync.WaitGroup
-	defer purgers.Wait()
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() { m.settle(ctx) })
 	wake := map[string]chan struct{}{}
 	for _, p := range m.Pools() {
 		w := make(chan struct{}, 1)
 		wake[p.Name] = w
-		purgers.Go(func() { m.purge(ctx, p.Name, w) })
+		background.Go(func() { m.purge(ctx, p.Name, w) })
 	}
 	m.Purge()
 	for {
@@ -226,7 +260,6 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-look.C:
 			m.reopen(ctx)
 		case <-tick.C:
-			m.retry(ctx)
 			m.Purge()
 		}
 	}
@@ -252,13 +285,28 @@ func (m *Manager) purge(ctx context.Context, pool string, wake <-chan struct{}) 
 	}
 }
 
+// settle goes on with what Reconcile has left, at once and then every minute. A copy may take hours; nothing else waits for it.
+func (m *Manager) settle(ctx context.Context) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		m.retry(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-m.unsettled:
+		}
+	}
+}
+
 // retry is Reconcile for what is not under way by a caller.
 func (m *Manager) retry(ctx context.Context) {
 	for _, v := range m.all() {
 		if v.Phase == Ready && v.Growing == 0 && !v.Tuning {
 			continue
 		}
-		if err := m.reconcileVolume(ctx, v); err != nil && errs.Of(err) != errs.Aborted {
+		if err := m.reconcileVolume(ctx, v, true); err != nil && errs.Of(err) != errs.Aborted {
 			m.log.Warn("volume left as it is for now", "volume", v.ID, "phase", string(v.Phase), "error", err)
 		}
 	}

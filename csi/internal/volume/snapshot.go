@@ -17,6 +17,7 @@ var (
 	snapshotAfterReady    = failpoint.New("csi.snapshot.after_ready")
 	unsnapshotAfterIntent = failpoint.New("csi.delete_snapshot.after_intent")
 	unsnapshotAfterRemove = failpoint.New("csi.delete_snapshot.after_remove")
+	unsnapshotAfterForget = failpoint.New("csi.delete_snapshot.after_forget")
 )
 
 // CreateSnapshot makes a snapshot of one volume. A repeated request gets the first one's snapshot, with its time; the
@@ -58,6 +59,7 @@ func (m *Manager) take(ctx context.Context, p *Pool, of []Volume, todo []Snapsho
 	if err != nil {
 		return nil, err
 	}
+	ctx = context.WithoutCancel(ctx) // as of Create
 	undo := func(err error) ([]Snapshot, error) {
 		ctx, cancel := cleanup(ctx)
 		defer cancel()
@@ -211,5 +213,5 @@ func (m *Manager) removeSnapshot(ctx context.Context, p *Pool, s Snapshot) error
 	m.mu.Unlock()
 	m.Purge()
 	m.changed(s.Pool)
-	return m.charge(ctx, p, s.Origins)
+	return errors.Join(unsnapshotAfterForget.Hit(), m.charge(ctx, p, s.Origins))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -119,7 +120,41 @@ func (m *Manager) stageMount(ctx context.Context, p *Pool, v Volume, at *place) 
 	if err != nil {
 		return err
 	}
-	return errors.Join(mount.Attach(tree, f), stageAfterAttach.Hit())
+	return errors.Join(m.attach(v, tree, f), stageAfterAttach.Hit())
+}
+
+// attach shows a tree at a place, and records what was mounted.
+func (m *Manager) attach(v Volume, tree, at *os.File) error {
+	root, err := mount.At(tree)
+	if err != nil {
+		return err
+	}
+	if err := mount.Attach(tree, at); err != nil {
+		return err
+	}
+	if v.Node == nil || slices.ContainsFunc(v.Node.Roots, root.Same) {
+		return nil
+	}
+	node := *v.Node
+	node.Roots = append(slices.Clone(node.Roots), root)
+	v.Node = &node
+	return m.keep(v, false)
+}
+
+// holds says whether what is at a place is the volume's. The backend knows; where it does not answer, because the pool or the
+// storage is gone, it is what was mounted.
+func (m *Manager) holds(ctx context.Context, v Volume, now mount.Point) (bool, error) {
+	p, err := m.pool(v.Pool)
+	if err == nil {
+		var ours bool
+		if ours, err = p.Backend.Holds(ctx, m.spec(v), now); err == nil {
+			return ours, nil
+		}
+	}
+	if v.Node != nil && slices.ContainsFunc(v.Node.Roots, now.Same) {
+		return true, nil
+	}
+	return false, err
 }
 
 // own gives the root directory to a group, once: the group stays on all that is made below (setgid), so that nothing
@@ -156,7 +191,7 @@ func (m *Manager) Unstage(ctx context.Context, id, staging string) error {
 	}
 	defer end()
 	v, p, err := m.volume(id)
-	if err != nil {
+	if err != nil && errs.Of(err) != errs.Unavailable {
 		return err
 	}
 	if v.Staged() && len(v.Node.Targets) > 0 {
@@ -165,7 +200,7 @@ func (m *Manager) Unstage(ctx context.Context, id, staging string) error {
 	at, err := m.open(staging)
 	if err == nil {
 		defer at.close()
-		err = m.detach(ctx, p, v, at)
+		err = m.detach(ctx, v, at)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -176,15 +211,30 @@ func (m *Manager) Unstage(ctx context.Context, id, staging string) error {
 	if !v.Staged() || v.Node.Staging != staging {
 		return nil
 	}
-	if err := errors.Join(p.Backend.Release(ctx, m.spec(v)), unstageAfterFree.Hit()); err != nil {
+	if err := errors.Join(m.release(ctx, p, v), unstageAfterFree.Hit()); err != nil {
 		return err
 	}
 	v.Node = nil
 	return errors.Join(m.keep(v, false), unstageAfterForget.Hit())
 }
 
+// release ends what a volume is attached by. Of a pool that is gone nothing can be asked: its mounts are gone too by now, and
+// a device that is left is found again by whoever attaches or deletes the volume when the pool is back.
+func (m *Manager) release(ctx context.Context, p *Pool, v Volume) error {
+	if p == nil {
+		m.log.Warn("a volume is let go of, its pool is not there", "volume", v.ID, "pool", v.Pool)
+		return nil
+	}
+	err := p.Backend.Release(ctx, m.spec(v))
+	if errs.Of(err) == errs.Unavailable {
+		m.log.Warn("a volume is let go of, its pool is not there", "volume", v.ID, "pool", v.Pool, "error", err)
+		return nil
+	}
+	return err
+}
+
 // detach unmounts all that is the volume's at a place; nothing there is fine.
-func (m *Manager) detach(ctx context.Context, p *Pool, v Volume, at *place) error {
+func (m *Manager) detach(ctx context.Context, v Volume, at *place) error {
 	for {
 		f, now, err := at.at()
 		if errors.Is(err, os.ErrNotExist) {
@@ -196,7 +246,7 @@ func (m *Manager) detach(ctx context.Context, p *Pool, v Volume, at *place) erro
 		if err := f.Close(); err != nil || !now.Mounted {
 			return err
 		}
-		ours, err := p.Backend.Holds(ctx, m.spec(v), now)
+		ours, err := m.holds(ctx, v, now)
 		if err == nil && !ours {
 			err = errs.FailedPrecondition.Errorf("path %s is a mount of something else than volume %s: it is left alone", at.path, v.ID)
 		}

@@ -18,6 +18,8 @@ import (
 	"regexp"
 	"slices"
 	"time"
+
+	"github.com/berth-project/berth/csi/internal/mount"
 )
 
 // Phase is where a volume or a snapshot is in its life.
@@ -66,6 +68,8 @@ type NodeState struct {
 	Use      Use             `json:"use"`
 	Targets  map[string]bool `json:"targets,omitempty"` // target path: read-only
 	ReadOnly bool            `json:"readOnly,omitempty"`
+	// Roots are what was mounted, by which it is known again when its pool does not answer.
+	Roots []mount.Point `json:"roots,omitempty"`
 }
 
 // Use is how a consumer wants a volume.
@@ -138,8 +142,15 @@ func newID(kind, name string) string {
 func IsID(text string) bool { return idForm.MatchString(text) }
 
 func (v Volume) spec() Spec {
+	missing := int64(0)
+	switch {
+	case v.Phase == Creating:
+		missing = v.Capacity
+	case v.Growing != 0:
+		missing = v.Capacity - v.Growing
+	}
 	return Spec{
-		ID: v.ID, Number: v.Number, Capacity: v.Capacity, Block: v.Block, FSType: v.FSType, Thin: v.Thin,
+		Missing: missing, ID: v.ID, Number: v.Number, Capacity: v.Capacity, Block: v.Block, FSType: v.FSType, Thin: v.Thin,
 		Source: v.Source, Shared: v.Shared, Tuning: v.Mutable, Fresh: !v.Used && v.Source.None(),
 	}
 }

@@ -51,7 +51,7 @@ func main() {
 	defer stop()
 	l, err := cluster.New(cluster.Config{
 		Name: *name, Node: *node, TopologyKey: *name + "/node", Kubeconfig: *kubeconfig, QPS: 200, Burst: 400, Workers: 64,
-		Namespace: "kube-system", OrphanAfter: 24 * time.Hour, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Namespace: "kube-system", OrphanAfter: 24 * time.Hour, Created: func(string) time.Time { return time.Time{} }, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}, nothing{})
 	if err == nil {
 		err = l.Run(ctx)
