@@ -62,6 +62,20 @@ func TestWhatGrows(t *testing.T) {
 	}
 }
 
+// TestSawtooth: what every life of a daemon takes in its first minutes is no growth from life to life, and does not hide one.
+func TestSawtooth(t *testing.T) {
+	for leak, flat := range map[float64]bool{0: true, 1500: false} {
+		rows, _ := judge(course(func(h float64, life int32) float64 {
+			return 28000 + 3000*min(20*(h-float64(life)/6), 1) + leak*float64(life)/6
+		}), time.Hour)
+		for _, r := range rows {
+			if r.Name == "daemon_rss_slope" && (*r.Flat != flat || *r.Low > leak+1 || *r.High < leak-1) {
+				t.Errorf("%v KiB an hour from life to life: %v to %v, flat: %v", leak, *r.Low, *r.High, *r.Flat)
+			}
+		}
+	}
+}
+
 // TestShorterIsStricterByTheHour: a soak of six minutes may grow by as much as one of an hour.
 func TestShorterIsStricterByTheHour(t *testing.T) {
 	samples := course(func(h float64, _ int32) float64 { return 40 + 15*h })

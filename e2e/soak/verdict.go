@@ -16,51 +16,63 @@ import (
 )
 
 // bound is what one measure may grow by in an hour and still be flat: the upper end of its slope's confidence interval
-// is held against it. A shorter soak may grow by as much in its whole length. Within says that only samples of one daemon's
-// life are compared with each other, and not its first [settled].
+// is held against it. A shorter soak may grow by as much in its whole length.
 type bound struct {
 	name, unit string
 	limit      float64
-	within     bool
+	compare    compared
 }
+
+// compared says which samples a slope is taken of.
+type compared int
+
+const (
+	// all are compared with each other.
+	all compared = iota
+	// ages: those of the same age in the lives of a process that upgrades replace. What a new process starts with, and takes in
+	// its first minutes, is a saw's tooth of its own in each life, and says nothing of what goes from life to life.
+	ages
+	// within: those of one life, but for its first [settled].
+	within
+)
 
 // bounds, at 18,000 pods an hour: a leak of 120 bytes a pod, or of one descriptor in 9,000 pods, is more than they allow.
 func bounds() []bound {
 	return []bound{
-		{"daemon_rss", "KiB/h", 2048, false},
-		{"daemon_pss", "KiB/h", 2048, false},
-		{"daemon_rss", "KiB/h", 8192, true},
-		{"daemon_heap_goal", "KiB/h", 1024, false},
-		{"daemon_heap_goal", "KiB/h", 1536, true},
-		{"daemon_fds", "1/h", 2, false},
-		{"daemon_fds", "1/h", 6, true},
-		{"daemon_goroutines", "1/h", 2, false},
-		{"daemon_goroutines", "1/h", 6, true},
-		{"daemon_threads", "1/h", 6, false},
-		{"agent_rss", "KiB/h", 2048, false},
-		{"agent_rss", "KiB/h", 8192, true},
-		{"agent_fds", "1/h", 2, false},
-		{"agent_threads", "1/h", 6, false},
-		{"supervisors", "1/h", 2, false},
-		{"supervisors_pss", "KiB/h", 2048, false},
-		{"supervisors_fds", "1/h", 2, false},
-		{"supervisors_threads", "1/h", 6, false},
-		{"root_bytes", "KiB/h", 1024, false},
-		{"root_inodes", "1/h", 20, false},
-		{"state_bytes", "KiB/h", 1024, false},
-		{"state_inodes", "1/h", 20, false},
-		{"cgroups", "1/h", 10, false},
-		{"mounts", "1/h", 2, false},
-		{"netns", "1/h", 2, false},
-		{"links", "1/h", 2, false},
-		{"nft_lines", "1/h", 10, false},
-		{"processes", "1/h", 2, false},
+		{"daemon_rss", "KiB/h", 1024, ages},
+		{"daemon_pss", "KiB/h", 1024, ages},
+		{"daemon_rss", "KiB/h", 8192, within},
+		{"daemon_heap_goal", "KiB/h", 1024, ages},
+		{"daemon_heap_goal", "KiB/h", 1536, within},
+		{"daemon_fds", "1/h", 2, ages},
+		{"daemon_fds", "1/h", 6, within},
+		{"daemon_goroutines", "1/h", 2, ages},
+		{"daemon_goroutines", "1/h", 6, within},
+		{"daemon_threads", "1/h", 6, ages},
+		{"agent_rss", "KiB/h", 1024, ages},
+		{"agent_rss", "KiB/h", 8192, within},
+		{"agent_fds", "1/h", 2, ages},
+		{"agent_threads", "1/h", 6, ages},
+		{"supervisors", "1/h", 2, all},
+		{"supervisors_pss", "KiB/h", 2048, all},
+		{"supervisors_fds", "1/h", 2, all},
+		{"supervisors_threads", "1/h", 6, all},
+		{"root_bytes", "KiB/h", 1024, all},
+		{"root_inodes", "1/h", 20, all},
+		{"state_bytes", "KiB/h", 1024, all},
+		{"state_inodes", "1/h", 20, all},
+		{"cgroups", "1/h", 10, all},
+		{"mounts", "1/h", 2, all},
+		{"netns", "1/h", 2, all},
+		{"links", "1/h", 2, all},
+		{"nft_lines", "1/h", 10, all},
+		{"processes", "1/h", 2, all},
 	}
 }
 
 // seen are measures that are shown and not judged, because others on the machine move them too.
 func seen() []bound {
-	return []bound{{"machine_slab", "KiB/h", math.Inf(1), false}, {"machine_netns", "1/h", math.Inf(1), false}}
+	return []bound{{"machine_slab", "KiB/h", math.Inf(1), all}, {"machine_netns", "1/h", math.Inf(1), all}}
 }
 
 // Row is one line of soak.json. For a slope Berth is the slope, Low and High its 95 % confidence interval, Limit what High
@@ -109,6 +121,25 @@ func (n *node) finish(samples []Sample, left int) error {
 	return err
 }
 
+// Judge reads the samples of a soak of that length again, prints its slopes and says which are not flat.
+func Judge(file string, length time.Duration, w io.Writer) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var samples []Sample
+	if err := json.Unmarshal(b, &samples); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	rows, grows := judge(samples, length)
+	table(w, rows)
+	fmt.Fprintf(w, "\n%d of %d slopes are flat\n", len(bounds())-len(grows), len(bounds()))
+	if len(grows) > 0 {
+		return fmt.Errorf("not flat: %v", grows)
+	}
+	return nil
+}
+
 // floor is the least of each measure in each sixtieth of a soak, of one daemon. What is held for good stands in it; what pods
 // under way hold, more of them the busier the machine is, does not.
 func floor(samples []Sample, length time.Duration) (least []Sample) {
@@ -132,7 +163,7 @@ func judge(samples []Sample, length time.Duration) (rows []Row, grows []string) 
 	for _, b := range append(bounds(), seen()...) {
 		line := trend.Fit(b.blocks(samples, length)...)
 		name := b.name + "_slope"
-		if b.within {
+		if b.compare == within {
 			name = b.name + "_slope_within_a_life"
 		}
 		r := Row{Name: name, Unit: b.unit, Berth: round(line.Slope)}
@@ -155,25 +186,31 @@ func judge(samples []Sample, length time.Duration) (rows []Row, grows []string) 
 	return rows, grows
 }
 
-// blocks are the points of the last two thirds; one block, or one for each daemon's life.
+// blocks are the points of the last two thirds: one block, or one for each daemon's life, or one for each age in sixtieths of the
+// soak; one block too if there was one life.
 func (b bound) blocks(samples []Sample, length time.Duration) [][]trend.Point {
-	var all [][]trend.Point
+	blocks := map[int][]trend.Point{}
+	several := len(samples) > 0 && samples[0].Life != samples[len(samples)-1].Life
 	var start time.Duration
 	life := int32(-1)
 	for _, s := range samples {
 		if s.Life != life {
 			start, life = s.At, s.Life
-			if b.within || len(all) == 0 {
-				all = append(all, nil)
-			}
 		}
-		if s.At < length/3 || b.within && s.At-start < min(settled, length/15) {
+		age := s.At - start
+		if s.At < length/3 || b.compare == within && age < min(settled, length/15) {
 			continue
 		}
-		last := len(all) - 1
-		all[last] = append(all[last], trend.Point{Hours: s.At.Hours(), Value: s.Values[b.name]})
+		block := 0
+		switch {
+		case b.compare == ages && several:
+			block = int(age / (length / 60))
+		case b.compare == within:
+			block = int(life)
+		}
+		blocks[block] = append(blocks[block], trend.Point{Hours: s.At.Hours(), Value: s.Values[b.name]})
 	}
-	return all
+	return slices.Collect(maps.Values(blocks))
 }
 
 func table(w io.Writer, rows []Row) {

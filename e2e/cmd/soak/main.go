@@ -1,4 +1,6 @@
-// Command soak is `make soak`; see package soak. The verb init is the cage's own.
+// Command soak is `make soak`; see package soak. The verbs init and load are the cage's own.
+//
+//	soak judge out/soak-samples.json   the verdict of a soak that has been, of the length that BERTH_SOAK says
 package main
 
 import (
@@ -35,6 +37,10 @@ func verb(ctx context.Context, name string, args []string) (int, error) {
 		return cage.Init(args[0], args[1:])
 	case "load":
 		return 0, soak.Run(ctx, c)
+	case "judge":
+		if len(args) == 1 {
+			return 0, soak.Judge(args[0], c.For, os.Stdout)
+		}
 	}
-	return 2, fmt.Errorf("unknown verb %q; soak has no arguments", name)
+	return 2, fmt.Errorf("unknown verb %q with %d arguments; soak has none, or judge FILE", name, len(args))
 }
