@@ -16,8 +16,10 @@ func TestRows(t *testing.T) {
 	}
 	var r report.Report
 	Rows(&r, "runc", told)
-	for name, want := range map[string][2]float64{"executor_create_vs_runc": {1, 20}, "executor_start_vs_runc": {1, 1}, "executor_delete_vs_runc": {1, 2}, "executor_vs_runc": {11, 23},
-		"executor_vs_runc_5000_mounts": {12, 120}, "executor_5000_mounts": {12, 11}} {
+	for name, want := range map[string][2]float64{
+		"executor_create_vs_runc": {1, 20}, "executor_start_vs_runc": {1, 1}, "executor_delete_vs_runc": {1, 2}, "executor_vs_runc": {11, 23},
+		"executor_vs_runc_5000_mounts": {12, 120}, "executor_5000_mounts": {12, 11},
+	} {
 		if row, ok := r.Find(name); !ok || row.Berth != want[0] || row.Peer != want[1] {
 			t.Errorf("%s: %+v, want %v", name, row, want)
 		}
