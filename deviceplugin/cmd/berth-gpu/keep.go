@@ -23,6 +23,22 @@ const (
 	reconcileEvery = 30 * time.Second
 )
 
+// firstLook is how long our start waits for the kubelet's word of what containers have.
+const firstLook = 500 * time.Millisecond
+
+// learn asks the kubelet before anything is offered: containers may have devices under an offer that is no more. A
+// kubelet that is not there, as before it at a boot, has no containers that run.
+func (d *daemon) learn(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstLook)
+	defer cancel()
+	held, err := d.holders(ctx)
+	if err != nil {
+		d.log.Info("what containers have is not known yet", "error", err)
+		return
+	}
+	d.ledger.Reconcile(view.InUse(held))
+}
+
 // reconcile keeps the ledger what the kubelet says. A kubelet that does not answer changes nothing.
 func (d *daemon) reconcile(ctx context.Context) error {
 	t := time.NewTicker(reconcileSoon)

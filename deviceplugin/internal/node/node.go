@@ -18,6 +18,7 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/policy"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -37,8 +38,8 @@ type Config struct {
 	Policy policy.Policy
 	// MPS says why a GPU's MPS daemon does not serve, "" if it does; nil where there are none.
 	MPS func(uuid string) string
-	// Held is the resource claim that has a device, "" if none has; nil where there are none.
-	Held func(uuid string) string
+	// Held says who keeps an id of an offer from being given away, "" if nobody does; nil where there is no ledger.
+	Held func(o ledger.Offer, id string) string
 	Log  *slog.Logger
 	// Now is the clock.
 	Now func() time.Time

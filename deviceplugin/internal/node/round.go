@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/policy"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/proto/errs"
@@ -183,9 +184,7 @@ func (n *Node) judge(s *State) {
 				d.Reason = n.cfg.MPS(d.UUID)
 			}
 			if d.Reason == "" && n.cfg.Held != nil {
-				if c := n.cfg.Held(d.UUID); c != "" {
-					d.Reason = "held by the resource claim " + c
-				}
+				d.Reason = n.cfg.Held(ledger.Offer{Resource: r.Rule.Name, Shares: r.Rule.Shares()}, d.ID)
 			}
 		}
 	}

@@ -61,6 +61,14 @@ func (r Rule) ClientMemory(d Device) uint64 {
 	return d.Memory / uint64(max(r.Replicas, 1)) //nolint:gosec // positive
 }
 
+// Shares are how many a device is offered in; 1: as a whole.
+func (r Rule) Shares() int {
+	if r.Sharing == Exclusive {
+		return 1
+	}
+	return r.Replicas
+}
+
 // Policy is all of it.
 type Policy struct {
 	Rules []Rule

@@ -17,6 +17,7 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/discovery"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/node"
 	"github.com/berth-project/berth/deviceplugin/internal/server"
 )
@@ -182,12 +183,11 @@ func mib(n uint64) string {
 	return fmt.Sprintf("%d MiB", n>>20)
 }
 
-// InUse are the UUIDs that containers have, for the ledger.
-func InUse(held []Holder) map[string]bool {
-	all := map[string]bool{}
-	for _, h := range held {
-		uuid, _, _ := strings.Cut(h.ID, "::")
-		all[strings.TrimPrefix(uuid, cdi.Kind+"=")] = true
+// InUse is what containers have, for the ledger.
+func InUse(held []Holder) []ledger.Use {
+	all := make([]ledger.Use, len(held))
+	for i, h := range held {
+		all[i] = ledger.Use{Resource: h.Resource, ID: strings.TrimPrefix(h.ID, cdi.Kind+"=")}
 	}
 	return all
 }
