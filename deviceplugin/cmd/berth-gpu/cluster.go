@@ -91,7 +91,9 @@ func (d *daemon) offer(ctx context.Context, conf config.Config, o options) (poli
 }
 
 // keep writes a label's value down, for a start without an API server.
-func (c *cluster) keep(label string) error { return atomicfile.WriteSealed(c.kept, []byte(label), 0o600) }
+func (c *cluster) keep(label string) error {
+	return atomicfile.WriteSealed(c.kept, []byte(label), 0o600)
+}
 
 // watch follows the node until ctx ends; choose is called with the label's value, "" where it is not there.
 func (c *cluster) watch(ctx context.Context, choose func(string)) error {

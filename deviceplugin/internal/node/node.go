@@ -91,6 +91,7 @@ type Node struct {
 	state   *State
 	changed chan struct{} // closed when state is replaced
 	events  []health.Event
+	deaf    error // why events are not heard
 	wake    chan struct{}
 }
 
@@ -184,10 +185,16 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// listen collects events; a source that fails is asked again after a poll.
+// listen collects events; a source that fails is asked again after a poll, and is a problem until one waits again.
 func (n *Node) listen(ctx context.Context) {
 	for ctx.Err() == nil {
+		waits := time.AfterFunc(n.cfg.Poll, func() { n.hear(nil, nil) })
 		events, err := n.src.Events(ctx)
+		waits.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+		n.hear(events, err)
 		if err != nil {
 			select {
 			case <-ctx.Done():
@@ -195,11 +202,23 @@ func (n *Node) listen(ctx context.Context) {
 			}
 			continue
 		}
-		n.mu.Lock()
-		n.events = append(n.events, events...)
-		n.mu.Unlock()
 		n.Poke()
 	}
+}
+
+// hear takes what a source said, or why it says nothing.
+func (n *Node) hear(events []health.Event, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.events, n.deaf = append(n.events, events...), err
+}
+
+// heard takes the events since the last call, with why there may be more that were not heard.
+func (n *Node) heard() (events []health.Event, deaf error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	events, n.events = n.events, nil
+	return events, n.deaf
 }
 
 // publish replaces the state.

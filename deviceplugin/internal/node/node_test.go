@@ -191,3 +191,35 @@ func TestRunEnds(t *testing.T) {
 		t.Error(err, time.Since(start))
 	}
 }
+
+// deaf is a source whose events fail while err is not nil.
+type deaf struct {
+	discovery.Source
+	err error
+}
+
+func (d deaf) Events(ctx context.Context) ([]health.Event, error) {
+	if d.err != nil {
+		return nil, d.err
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestDeaf: that XIDs are not heard is a problem, until they are.
+func TestDeaf(t *testing.T) {
+	l := newLab(t)
+	l.up("b")
+	l.cfg.Poll = 20 * time.Millisecond
+	src := l.src
+	for _, err := range []error{errors.New("there is no kernel log"), nil} {
+		l.src = deaf{src, err}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		l.listen(ctx)
+		cancel()
+		s := l.look()
+		if all := strings.Join(s.Problems, "\n"); strings.Contains(all, "XIDs are not heard") != (err != nil) || err != nil && !strings.Contains(all, err.Error()) {
+			t.Errorf("%v: %q", err, s.Problems)
+		}
+	}
+}

@@ -127,10 +127,10 @@ func (n *Node) keepLost(old *State, list *inventory.Node) *inventory.Node {
 
 // look samples every GPU and steps its machine.
 func (n *Node) look(ctx context.Context, old, next *State) {
-	n.mu.Lock()
-	events := n.events
-	n.events = nil
-	n.mu.Unlock()
+	events, deaf := n.heard()
+	if deaf != nil {
+		next.Problems = append(next.Problems, "XIDs are not heard, GPUs are judged by samples alone: "+deaf.Error())
+	}
 	for _, e := range events { // one of a GPU that could not be named is for the samples to find
 		x := health.LookUp(e.XID)
 		n.cfg.Log.Warn("XID", "gpu", e.GPU, "xid", e.XID, "class", x.Class, "means", x.Name)

@@ -39,7 +39,7 @@ func TestReload(t *testing.T) {
 	k.await(gpu, 7, 7, 10*time.Millisecond)
 	l.setProfile(eight)
 	k.await(shared, 4, 4, soon)
-	set("") // the resource is dropped: first an empty list
+	set("")                  // the resource is dropped: first an empty list
 	k.await(gpu, 7, 8, soon) // of the eighth a pod has a share
 	k.await(shared, 0, 0, soon)
 	k.end(id)

@@ -130,6 +130,9 @@ func TestParseXID(t *testing.T) {
 	for record, want := range map[string]int{
 		"3,1234,5678,-;NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.": 79,
 		"4,1,2,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=7, name=x":                                                      31,
+		"4,1,2,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=7194, Contained: CE User Channel (0x9).":               94, // in MIG mode
+		"4,1,2,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:00 GPU-CI:02): 63, pid=7, name=x":                                   63,
+		"4,1,2,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:00 ../..): 63":                                                      0,
 		"4,1,2,-;NVRM: Xid (PCI:00000000:3B:00.0): 13":                                                               13,
 		"12,1,2,-;NVRM: Xid (PCI:0000:3b:00): 79, forged":                                                            0, // facility 1: written by a program
 		"4,1,2,-;x NVRM: Xid (PCI:0000:3b:00): 79":                                                                   0,
