@@ -86,4 +86,8 @@ func TestEither(t *testing.T) {
 	if _, err := e.Sample(t.Context(), "x"); err == nil || err.Error() != "no library" {
 		t.Error(err)
 	}
+	one.node = nil // it listed once: what it knew is not exchanged for what the second can tell
+	if n, err := e.Inventory(t.Context()); err == nil || n != nil || e.Name() != "first" {
+		t.Error(e.Name(), n, err)
+	}
 }

@@ -204,8 +204,8 @@ func PCIPath(a, b []string) inventory.Path {
 	}
 }
 
-// Sample implements discovery.Source: whether the GPU still answers on its bus. A device that fell off reads as all
-// ones.
+// Sample implements discovery.Source: whether the GPU still answers on its bus, and nothing else. A device that fell
+// off reads as all ones.
 func (s *Source) Sample(ctx context.Context, uuid string) (health.Sample, error) {
 	n, err := s.Inventory(ctx)
 	if err != nil {
@@ -215,7 +215,7 @@ func (s *Source) Sample(ctx context.Context, uuid string) (health.Sample, error)
 	if g == nil {
 		return health.Sample{}, errs.NotFound.Errorf("the driver does not list GPU %s", uuid)
 	}
-	return health.Sample{Lost: s.silent(g.Bus)}, nil
+	return health.Sample{Lost: s.silent(g.Bus), Unread: health.Unread{ECC: true, Remap: true, Links: true, Recovery: true}}, nil
 }
 
 // silent reads the vendor id from the device's configuration space; sysfs's own "vendor" is remembered, not read.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
+	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -96,7 +97,7 @@ func TestInventory(t *testing.T) {
 
 func TestSample(t *testing.T) {
 	s := root(t, twoGPUs())
-	if h, err := s.Sample(context.Background(), gpuA); err != nil || h.Lost {
+	if h, err := s.Sample(context.Background(), gpuA); err != nil || h.Lost || h.Unread != (health.Unread{ECC: true, Remap: true, Links: true, Recovery: true}) {
 		t.Error(h, err)
 	}
 	if h, err := s.Sample(context.Background(), gpuB); err != nil || !h.Lost {
