@@ -53,13 +53,13 @@ func (e *either) Inventory(ctx context.Context) (*inventory.Node, error) {
 }
 
 // Sample implements Source.
-func (e *either) Sample(ctx context.Context, uuid string) (health.Sample, error) {
-	return e.now().Sample(ctx, uuid)
+func (e *either) Sample(ctx context.Context, t Target) (health.Sample, error) {
+	return e.now().Sample(ctx, t)
 }
 
 // Processes implements Source.
-func (e *either) Processes(ctx context.Context, uuid string) ([]Process, error) {
-	return e.now().Processes(ctx, uuid)
+func (e *either) Processes(ctx context.Context, t Target) ([]Process, error) {
+	return e.now().Processes(ctx, t)
 }
 
 // Events implements Source.
@@ -81,7 +81,7 @@ func (b broken) Name() string { return b.name }
 func (b broken) Inventory(context.Context) (*inventory.Node, error) { return nil, b.err }
 
 // Sample implements Source.
-func (b broken) Sample(context.Context, string) (health.Sample, error) {
+func (b broken) Sample(context.Context, Target) (health.Sample, error) {
 	return health.Sample{}, b.err
 }
 
@@ -89,4 +89,4 @@ func (b broken) Sample(context.Context, string) (health.Sample, error) {
 func (b broken) Events(context.Context) ([]health.Event, error) { return nil, b.err }
 
 // Processes implements Source.
-func (b broken) Processes(context.Context, string) ([]Process, error) { return nil, b.err }
+func (b broken) Processes(context.Context, Target) ([]Process, error) { return nil, b.err }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/berth-project/berth/deviceplugin/internal/discovery"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
 	"github.com/berth-project/berth/deviceplugin/internal/ledger"
@@ -142,7 +143,9 @@ func (n *Node) look(ctx context.Context, old, next *State) {
 	results := make([]result, len(next.Inventory.GPUs))
 	var wg sync.WaitGroup
 	for i, g := range next.Inventory.GPUs {
-		wg.Go(func() { results[i].sample, results[i].err = n.src.Sample(ctx, g.UUID) })
+		wg.Go(func() {
+			results[i].sample, results[i].err = n.src.Sample(ctx, discovery.Target{UUID: g.UUID, Bus: g.Bus})
+		})
 	}
 	wg.Wait()
 	for i, g := range next.Inventory.GPUs {

@@ -87,7 +87,7 @@ func Collect(ctx context.Context, n *node.Node, regs []server.Registration, hold
 			}
 		}
 		if x.Reason == "" {
-			x.Processes, _ = n.Source().Processes(ctx, g.UUID) //nolint:errcheck // one that cannot be asked shows none
+			x.Processes, _ = n.Source().Processes(ctx, discovery.Target{UUID: g.UUID, Bus: g.Bus}) //nolint:errcheck // one that cannot be asked shows none
 		}
 		v.GPUs = append(v.GPUs, x)
 	}

@@ -11,25 +11,37 @@ import (
 
 	"github.com/berth-project/berth/deviceplugin/internal/discovery"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
+	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/proto/errs"
 )
 
-// device finds a GPU; a lost one is found as lost.
-func (s *Source) device(uuid string) (lib.Device, bool, error) {
-	d, r := s.lib.DeviceGetHandleByUUID(uuid)
+// device finds a GPU by its address; a lost one is found as lost, and an address at which another GPU is now is
+// NotFound. It is not looked up by UUID: nvmlDeviceGetHandleByUUID initialises GPU after GPU on its search, and says
+// GPU_IS_LOST of whichever it meets (nvml.h).
+func (s *Source) device(t discovery.Target) (d lib.Device, lost bool, err error) {
+	d, r := s.lib.DeviceGetHandleByPciBusId(t.Bus)
 	switch r {
 	case lib.SUCCESS:
-		return d, false, nil
 	case lib.ERROR_GPU_IS_LOST:
 		return nil, true, nil
 	default:
-		return nil, false, failure("nvmlDeviceGetHandleByUUID "+uuid, r)
+		return nil, false, failure("nvmlDeviceGetHandleByPciBusId "+t.Bus, r)
 	}
+	switch uuid, r := d.GetUUID(); {
+	case r == lib.ERROR_GPU_IS_LOST:
+		return nil, true, nil
+	case r != lib.SUCCESS:
+		return nil, false, failure("nvmlDeviceGetUUID "+t.Bus, r)
+	case inventory.UUID(uuid) != t.UUID:
+		return nil, false, errs.NotFound.Errorf("at %s is GPU %s, not %s", t.Bus, inventory.UUID(uuid), t.UUID)
+	}
+	return d, false, nil
 }
 
 // Sample implements discovery.Source. A figure of health that cannot be read is said to be unread, whether the GPU has
 // none or one call failed; what is for the view alone is left at zero.
-func (s *Source) Sample(_ context.Context, uuid string) (health.Sample, error) {
-	d, lost, err := s.device(uuid)
+func (s *Source) Sample(_ context.Context, t discovery.Target) (health.Sample, error) {
+	d, lost, err := s.device(t)
 	if lost || err != nil {
 		return health.Sample{Lost: lost}, err
 	}
@@ -44,9 +56,9 @@ func (s *Source) Sample(_ context.Context, uuid string) (health.Sample, error) {
 		out.Recovery = "reset"
 	case lib.ERROR_NOT_SUPPORTED, lib.ERROR_NO_PERMISSION: // unified memory; a GPU in MIG mode
 	default:
-		return out, failure("nvmlDeviceGetMemoryInfo "+uuid, r)
+		return out, failure("nvmlDeviceGetMemoryInfo "+t.UUID, r)
 	}
-	s.evidence(uuid, d, &out)
+	s.evidence(t.UUID, d, &out)
 	if t, r := d.GetTemperature(lib.TEMPERATURE_GPU); r == lib.SUCCESS {
 		out.Temperature = int(t)
 	}
@@ -129,14 +141,14 @@ func (s *Source) linksDown(uuid string, d lib.Device) (down int, unread bool) {
 }
 
 // Processes implements discovery.Source.
-func (s *Source) Processes(_ context.Context, uuid string) ([]discovery.Process, error) {
-	d, lost, err := s.device(uuid)
+func (s *Source) Processes(_ context.Context, t discovery.Target) ([]discovery.Process, error) {
+	d, lost, err := s.device(t)
 	if lost || err != nil {
 		return nil, err
 	}
 	all, r := d.GetComputeRunningProcesses()
 	if r != lib.SUCCESS {
-		return nil, failure("nvmlDeviceGetComputeRunningProcesses "+uuid, r)
+		return nil, failure("nvmlDeviceGetComputeRunningProcesses "+t.UUID, r)
 	}
 	var out []discovery.Process
 	for _, p := range all {

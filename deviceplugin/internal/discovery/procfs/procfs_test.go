@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-project/berth/deviceplugin/internal/discovery"
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
@@ -97,13 +98,13 @@ func TestInventory(t *testing.T) {
 
 func TestSample(t *testing.T) {
 	s := root(t, twoGPUs())
-	if h, err := s.Sample(context.Background(), gpuA); err != nil || h.Lost || h.Unread != (health.Unread{ECC: true, Remap: true, Links: true, Recovery: true}) {
+	if h, err := s.Sample(context.Background(), discovery.Target{UUID: gpuA}); err != nil || h.Lost || h.Unread != (health.Unread{ECC: true, Remap: true, Links: true, Recovery: true}) {
 		t.Error(h, err)
 	}
-	if h, err := s.Sample(context.Background(), gpuB); err != nil || !h.Lost {
+	if h, err := s.Sample(context.Background(), discovery.Target{UUID: gpuB}); err != nil || !h.Lost {
 		t.Error("a GPU that reads as all ones is there:", h, err)
 	}
-	if _, err := s.Sample(context.Background(), "GPU-x"); errs.Of(err) != errs.NotFound {
+	if _, err := s.Sample(context.Background(), discovery.Target{UUID: "GPU-x"}); errs.Of(err) != errs.NotFound {
 		t.Error(err)
 	}
 	if _, err := root(t, map[string]string{"proc/devices": ""}).Inventory(context.Background()); errs.Of(err) != errs.Unavailable {
