@@ -34,6 +34,9 @@ run() {
       return 77
     fi
     head -1 /proc/driver/nvidia/version | sed 's/^/  /'
+    if ! grep -q ' nvidia-uvm$' /proc/devices; then
+      echo "  nvidia-uvm is not loaded: CUDA starts on no GPU without it (modprobe nvidia-uvm)"
+    fi
     # the driver may be in a directory of its own
     local d
     for d in / /usr/local/nvidia /run/nvidia/driver; do

@@ -187,7 +187,7 @@ func build(ctx context.Context, conf config.Config, o options, log *slog.Logger,
 			Dev:  conf.Driver.Dev, DevView: or(conf.Driver.DevView, conf.Driver.Dev), Capabilities: conf.Driver.Groups(),
 			Majors: src.majors, Optional: o.fake != "",
 		},
-		Health: conf.Health.Rules(), Poll: config.Milliseconds(conf.Health.Poll), Forget: config.Milliseconds(conf.Health.Forget),
+		Health: conf.Health.Rules(), Poll: config.Milliseconds(conf.Health.Poll), Start: config.Milliseconds(conf.Health.Start), Forget: config.Milliseconds(conf.Health.Forget),
 		Policy: offer, MPS: d.mps.Reason, Held: d.ledger.Held, Log: log, Now: time.Now,
 	}, d.source)
 	d.edge = rpc.NewEdge(log, time.Minute, []string{"/v1beta1.DevicePlugin/ListAndWatch"}, nil)

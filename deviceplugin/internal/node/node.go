@@ -33,6 +33,8 @@ type Config struct {
 	CDIDir string
 	Health health.Rules
 	Poll   time.Duration
+	// Start is how long the driver may take to come up: until then what is known from the cache is not judged.
+	Start time.Duration
 	// Forget is how long a GPU that is gone stays listed.
 	Forget time.Duration
 	Policy policy.Policy
@@ -61,13 +63,14 @@ type Driver struct {
 type State struct {
 	// Live says that the source has answered in this process's life; before that the inventory is the cached one.
 	Live bool
-	// Specified says that the CDI specification on disk is this state's.
-	Specified bool
-	Inventory *inventory.Node
-	Health    map[string]health.State  // by GPU UUID
-	Samples   map[string]health.Sample // the last ones
-	Reasons   map[string]string        // of GPUs that may not be given away
-	Plan      policy.Plan
+	// Specified says that the CDI specification on disk is this state's; Unspecified why it is not, once Live.
+	Specified   bool
+	Unspecified string
+	Inventory   *inventory.Node
+	Health      map[string]health.State  // by GPU UUID
+	Samples     map[string]health.Sample // the last ones
+	Reasons     map[string]string        // of GPUs that may not be given away
+	Plan        policy.Plan
 	// Problems are what an operator should know.
 	Problems []string
 }
@@ -77,6 +80,8 @@ type Node struct {
 	cfg Config
 	src discovery.Source
 	cdi specifier
+
+	started time.Time
 
 	// of Run's goroutine alone
 	asking  bool     // a question for the list is out
@@ -97,8 +102,8 @@ type Node struct {
 
 // New makes a node with the cached inventory, if there is one.
 func New(cfg Config, src discovery.Source) *Node {
-	n := &Node{cfg: cfg, src: src, policy: cfg.Policy, changed: make(chan struct{}), wake: make(chan struct{}, 1), lists: make(chan listing, 1)}
-	n.cdi = specifier{cfg: cfg.Driver, dir: cfg.CDIDir}
+	n := &Node{cfg: cfg, src: src, started: cfg.Now(), policy: cfg.Policy, changed: make(chan struct{}), wake: make(chan struct{}, 1), lists: make(chan listing, 1)}
+	n.cdi = specifier{cfg: cfg.Driver, dir: cfg.CDIDir, now: cfg.Now}
 	s := &State{Inventory: &inventory.Node{}, Health: map[string]health.State{}, Samples: map[string]health.Sample{}}
 	if err := n.restore(s); err != nil {
 		cfg.Log.Warn("the cached inventory is not used", "error", err)
@@ -115,12 +120,16 @@ func (n *Node) State() (*State, <-chan struct{}) {
 	return n.state, n.changed
 }
 
-// Await returns the first state that is ready to allocate from: live, and specified on disk.
+// Await returns the first state that is live, if it is specified on disk. One that is not is Unavailable at once: only
+// an operator can mend that, and the kubelet admits no other pod while it is kept waiting.
 func (n *Node) Await(ctx context.Context) (*State, error) {
 	for {
 		s, changed := n.State()
-		if s.Live && s.Specified {
+		switch {
+		case s.Live && s.Specified:
 			return s, nil
+		case s.Live:
+			return nil, errs.Unavailable.Errorf("devices cannot be given away: %s", s.Unspecified)
 		}
 		select {
 		case <-changed:

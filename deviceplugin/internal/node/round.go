@@ -46,7 +46,11 @@ func (n *Node) round(ctx context.Context) {
 		}
 	}
 	next.Problems = append(next.Problems, n.bad...)
-	n.look(ctx, old, next)
+	if n.comesUp(next) {
+		next.Health, next.Samples = old.Health, old.Samples
+	} else {
+		n.look(ctx, old, next)
+	}
 	if ctx.Err() != nil {
 		return
 	}
@@ -55,10 +59,13 @@ func (n *Node) round(ctx context.Context) {
 		next.Problems = append(next.Problems, err.Error())
 	}
 	if next.Live {
-		for _, p := range n.cdi.ensure(next.Inventory) {
+		problems := n.cdi.ensure(next.Inventory)
+		for _, p := range problems {
 			next.Problems = append(next.Problems, p.Error())
 		}
-		next.Specified = n.cdi.usable
+		if next.Specified = n.cdi.usable; !next.Specified {
+			next.Unspecified = problems[len(problems)-1].Error() // the one that kept it
+		}
 		n.withhold(next)
 	}
 	n.log(old, next)
@@ -124,6 +131,13 @@ func (n *Node) keepLost(old *State, list *inventory.Node) *inventory.Node {
 		}
 	}
 	return list
+}
+
+// comesUp says whether the driver may not be there yet: it has not answered, nor failed for longer than a start takes. A
+// look would find no GPU then, and a kubelet that starts refuses the pods of before a reboot whose devices are
+// unhealthy. Nothing is given away meanwhile.
+func (n *Node) comesUp(s *State) bool {
+	return !s.Live && (n.listErr == nil || n.cfg.Now().Sub(n.started) < n.cfg.Start)
 }
 
 // look samples every GPU and steps its machine.
@@ -193,14 +207,16 @@ func (n *Node) judge(s *State) {
 	}
 }
 
-// withhold marks the devices that no runtime could be told of: one that is broken does not keep the others back.
+// withhold marks the devices that no runtime could be told of: one that is broken does not keep the others back, a
+// specification that cannot be used keeps all.
 func (n *Node) withhold(s *State) {
-	if !s.Specified {
-		return // Allocate waits for all of them
-	}
 	for _, r := range s.Plan.Resources {
 		for i := range r.Devices {
-			if d := &r.Devices[i]; d.Reason == "" {
+			switch d := &r.Devices[i]; {
+			case d.Reason != "":
+			case !s.Specified:
+				d.Reason = "no container can have it: " + s.Unspecified
+			default:
 				d.Reason = n.cdi.why(d.UUID)
 			}
 		}
