@@ -111,7 +111,7 @@ type Sharing struct {
 	Strategy string `toml:"strategy"` // exclusive, time-slicing or mps; empty: exclusive
 	Replicas int    `toml:"replicas"`
 	Policy   string `toml:"policy"` // packed or spread; empty: packed for exclusive, else spread
-	// One refuses containers that ask for more than one share.
+	// One refuses containers that ask for more than one share; mps always does.
 	One bool `toml:"one_per_container"`
 	// Memory is an MPS client's, in MiB; 0: its equal part.
 	Memory uint64 `toml:"memory_mib"`

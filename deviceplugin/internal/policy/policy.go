@@ -47,7 +47,7 @@ type Rule struct {
 	Sharing                 Sharing
 	Replicas                int // shares of each device, at least 2 unless Exclusive
 	Spread                  alloc.Policy
-	// One refuses a container that asks for more than one share.
+	// One refuses a container that asks for more than one share; MPS always does.
 	One bool
 	// Memory is what an MPS client may have, in bytes; 0: its equal part.
 	Memory uint64
