@@ -202,6 +202,9 @@ func (n *Node) judge(s *State) {
 			}
 			if d.Reason == "" && n.cfg.Held != nil {
 				d.Reason = n.cfg.Held(ledger.Offer{Resource: r.Rule.Name, Shares: r.Rule.Shares()}, d.ID)
+				if d.Reason == "" && d.GPU != d.UUID { // somebody may have it whole, from before it was divided
+					d.Reason = n.cfg.Held(ledger.Offer{}, d.GPU)
+				}
 			}
 		}
 	}

@@ -30,7 +30,7 @@ type MIGStrategy string
 
 // The strategies, as in NVIDIA's device plugin.
 const (
-	// MIGNone offers whole GPUs and ignores MIG mode.
+	// MIGNone offers whole GPUs. One in MIG mode is none: CUDA computes on its instances alone.
 	MIGNone MIGStrategy = "none"
 	// MIGSingle offers the instances under the GPUs' own name; all have to be alike.
 	MIGSingle MIGStrategy = "single"
@@ -143,7 +143,11 @@ func candidates(n *inventory.Node, p Policy) (all []candidate, plan Plan) {
 	whole := false
 	for i := range n.GPUs {
 		g := &n.GPUs[i]
-		if !g.MIG || p.MIG == MIGNone && len(p.Rules) == 0 {
+		if g.MIG && p.MIG == MIGNone && len(p.Rules) == 0 {
+			plan.Unserved = append(plan.Unserved, Unserved{g.UUID, "it is in MIG mode: set mig_strategy to single or mixed to offer its instances, or switch MIG off"})
+			continue
+		}
+		if !g.MIG {
 			all = append(all, candidate{uuid: g.UUID, gpu: g, memory: g.Memory})
 			whole = true
 			continue
