@@ -199,7 +199,7 @@ func (s *Supervisor) keep(ctx context.Context, g GPU) {
 	s.forget(g.UUID) // an answer that was on its way may have said that it serves
 }
 
-// ensure makes a GPU's directories. Clients of any user reach the sockets and the shared memory.
+// ensure makes a GPU's directories. Clients of any user reach the sockets and the shared memory, whatever our umask.
 func (s *Supervisor) ensure(uuid string) (string, error) {
 	dir := filepath.Join(s.cfg.Dir, uuid)
 	shm := filepath.Join(dir, "shm")
@@ -207,6 +207,9 @@ func (s *Supervisor) ensure(uuid string) (string, error) {
 		if err := os.MkdirAll(d, 0o755); err != nil { //nolint:gosec // clients of any user
 			return "", err
 		}
+	}
+	if err := os.Chmod(filepath.Join(dir, "pipe"), 0o755); err != nil { //nolint:gosec // clients of any user
+		return "", err
 	}
 	var own, parent unix.Stat_t
 	if err := errors.Join(unix.Stat(shm, &own), unix.Stat(dir, &parent)); err != nil {

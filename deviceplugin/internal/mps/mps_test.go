@@ -162,6 +162,42 @@ func TestRefusal(t *testing.T) {
 	await(t, "it serves", func() bool { return s.Reason("GPU-a") == "" })
 }
 
+// TestUmask: clients of any user may enter, although the service's umask keeps all others out of what it makes.
+func TestUmask(t *testing.T) {
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	s, dir := supervisor(t)
+	s.Set([]GPU{{UUID: "GPU-a", Memory: 1 << 30, Replicas: 2}})
+	await(t, "it serves", func() bool { return s.Reason("GPU-a") == "" })
+	for name, want := range map[string]os.FileMode{"pipe": 0o755 | os.ModeDir, "pipe/pid": 0o644, "shm": 0o777 | os.ModeDir | os.ModeSticky} {
+		fi, err := os.Stat(filepath.Join(dir, "GPU-a", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Mode() != want {
+			t.Errorf("%s: %v, want %v", name, fi.Mode(), want)
+		}
+	}
+}
+
+// TestUnit: the service's mounts are the node's, or no container would have the shared memory of its daemon.
+func TestUnit(t *testing.T) {
+	unit := read(t, "../../../deploy/gpu/berth-gpu.service")
+	if !strings.Contains(unit, "ExecStart=/usr/local/bin/berth-gpu ") {
+		t.Fatal(unit)
+	}
+	for line := range strings.Lines(unit) {
+		for _, own := range []string{ // systemd.exec(5): each gives the service a mount namespace of its own
+			"Protect", "Private", "ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths", "NoExecPaths", "Bind", "TemporaryFileSystem",
+			"MountFlags", "MountAPIVFS", "MountImages", "RootDirectory", "RootImage", "ExtensionImages", "DynamicUser",
+		} {
+			if strings.HasPrefix(line, own) {
+				t.Errorf("%q", line)
+			}
+		}
+	}
+}
+
 func TestNoProgram(t *testing.T) {
 	s, _ := supervisor(t)
 	s.cfg.Control = "/nonexistent/nvidia-cuda-mps-control"
