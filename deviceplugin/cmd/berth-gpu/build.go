@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -209,29 +206,4 @@ func or(a, b string) string {
 		return b
 	}
 	return a
-}
-
-// printInventory asks the source once.
-func printInventory(ctx context.Context, o options, out io.Writer) error {
-	conf, err := load(o.config)
-	if err != nil {
-		return err
-	}
-	src, err := open(conf, o)
-	if err != nil {
-		return err
-	}
-	defer src.close()
-	ctx, cancel := context.WithTimeout(ctx, config.Milliseconds(conf.Health.Start))
-	defer cancel()
-	n, err := src.source.Inventory(ctx)
-	if err != nil {
-		return err
-	}
-	for _, bad := range n.Clean() {
-		fmt.Fprintln(os.Stderr, "left out:", bad)
-	}
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	return e.Encode(n)
 }
