@@ -85,6 +85,7 @@ func TestOfferChangesUnderPods(t *testing.T) {
 		t.Errorf("%v was given, and pods have all GPUs", got)
 	}
 	k.await(shared, 0, 32, soon)
+	k.unique()
 	k.end(pod)
 	k.await(shared, 8, 32, backWithin)
 	if _, got, err := k.run(shared, 1); err != nil || !strings.HasPrefix(got[0], ids[0]) && !strings.HasPrefix(got[0], ids[1]) {
@@ -92,6 +93,10 @@ func TestOfferChangesUnderPods(t *testing.T) {
 	}
 	l.setConfig(string(text)) // and back
 	k.await(gpu, 1, 8, soon)
+	if _, _, err := k.run(gpu, 1); err != nil {
+		t.Error(err)
+	}
+	k.unique()
 }
 
 // TestStatus is the command, as an operator calls it.
