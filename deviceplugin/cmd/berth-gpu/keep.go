@@ -87,7 +87,8 @@ func (d *daemon) supervisor(conf config.Config, root driver.Root) (*mps.Supervis
 
 func mpsDir(conf config.Config) string { return filepath.Join(conf.State, "mps") }
 
-// share has a daemon run for each GPU that is shared by MPS, sick or not: its clients may still be well.
+// share has a daemon run for each GPU that is shared by MPS, sick or not: its clients may still be well. One
+// whose clients' memory is not known has none: they would have 0 MiB.
 func (d *daemon) share(ctx context.Context) error {
 	for {
 		s, changed := d.node.State()
@@ -95,7 +96,7 @@ func (d *daemon) share(ctx context.Context) error {
 		for _, r := range s.Plan.Resources {
 			for i, x := range r.Devices {
 				first := i == 0 || r.Devices[i-1].UUID != x.UUID
-				if s.Live && r.Rule.Sharing == policy.MPS && first {
+				if s.Live && r.Rule.Sharing == policy.MPS && first && r.Rule.ClientMemory(x) > 0 {
 					want = append(want, mps.GPU{UUID: x.UUID, Memory: r.Rule.ClientMemory(x), Replicas: r.Rule.Replicas})
 				}
 			}

@@ -318,3 +318,17 @@ func TestBoot(t *testing.T) {
 		t.Errorf("it does not come: %v", s.Reasons)
 	}
 }
+
+// TestMPSMemory: without NVML nobody knows how much of a GPU is one client's, and so no client gets any.
+func TestMPSMemory(t *testing.T) {
+	l := newLab(t)
+	l.up("b")
+	rule := policy.Rule{Name: "x.y/mps", Sharing: policy.MPS, Replicas: 2}
+	for memory, want := range map[uint64]string{0: "memory is not known", 1 << 30: ""} {
+		rule.Memory = memory
+		l.SetPolicy(policy.Policy{Rules: []policy.Rule{rule}})
+		if d := l.look().Plan.Resources[0].Devices[0]; d.Healthy() != (want == "") || !strings.Contains(d.Reason, want) {
+			t.Errorf("%d bytes: %q", memory, d.Reason)
+		}
+	}
+}

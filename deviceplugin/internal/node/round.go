@@ -197,8 +197,8 @@ func (n *Node) judge(s *State) {
 	for _, r := range s.Plan.Resources {
 		for i := range r.Devices {
 			d := &r.Devices[i]
-			if r.Rule.Sharing == policy.MPS && d.Reason == "" && n.cfg.MPS != nil {
-				d.Reason = n.cfg.MPS(d.UUID)
+			if r.Rule.Sharing == policy.MPS && d.Reason == "" {
+				d.Reason = n.mps(r.Rule, *d)
 			}
 			if d.Reason == "" && n.cfg.Held != nil {
 				d.Reason = n.cfg.Held(ledger.Offer{Resource: r.Rule.Name, Shares: r.Rule.Shares()}, d.ID)
@@ -208,6 +208,17 @@ func (n *Node) judge(s *State) {
 			}
 		}
 	}
+}
+
+// mps says why a share has no daemon that serves it; "" if it has.
+func (n *Node) mps(r policy.Rule, d policy.Device) string {
+	switch {
+	case r.ClientMemory(d) == 0:
+		return "MPS: the GPU's memory is not known without NVML, nor a client's part of it: set memory_mib"
+	case n.cfg.MPS != nil:
+		return n.cfg.MPS(d.UUID)
+	}
+	return ""
 }
 
 // withhold marks the devices that no runtime could be told of: one that is broken does not keep the others back, a

@@ -21,7 +21,7 @@ func (l library) DeviceGetHandleByUUID(string) (lib.Device, lib.Return) {
 	return nil, lib.ERROR_GPU_IS_LOST
 }
 
-func (l library) DeviceGetHandleByPciBusId(bus string) (lib.Device, lib.Return) { //nolint:staticcheck // the library's name
+func (l library) DeviceGetHandleByPciBusId(bus string) (lib.Device, lib.Return) {
 	d := l.at[bus]
 	switch g, _ := d.(named); {
 	case d == nil:
