@@ -42,6 +42,7 @@ func TestReload(t *testing.T) {
 	set("")                  // the resource is dropped: first an empty list
 	k.await(gpu, 7, 8, soon) // of the eighth a pod has a share
 	k.await(shared, 0, 0, soon)
+	time.Sleep(1200 * time.Millisecond) // PodResources is asked once a second: what it never showed is given for longer
 	k.end(id)
 	k.await(gpu, 8, 8, backWithin)
 }
