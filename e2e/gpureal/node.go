@@ -2,6 +2,7 @@ package gpureal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -44,25 +45,27 @@ dev_view = %q
 dir = %q
 %s`
 
-// up starts the runtime and loads the image.
+// up makes the place of what follows, and what a plugin registers with. It needs no runtime.
 func (n *node) up(ctx context.Context) error {
 	n.lab = harness.NewLab("gpureal", n.c.Bin, n.c.Bin)
-	runtime := n.berth
 	if n.c.Tools != "" {
 		n.lab = harness.NewLab("gpureal", n.c.Bin, n.c.Tools)
-		runtime = n.containerd
 	}
-	err := harness.Stop(ctx, n.lab)
-	if err == nil {
-		err = runtime(ctx)
-	}
-	if err != nil {
+	if err := errors.Join(harness.Stop(ctx, n.lab), os.MkdirAll(n.lab.Run, 0o711), os.MkdirAll(n.plugins(), 0o750)); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(n.plugins(), 0o750); err != nil {
-		return err
+	var err error
+	n.kubelet, err = dpkubelet.Start(n.plugins())
+	return err
+}
+
+// runtime starts one, loads the image, and makes the pod.
+func (n *node) runtime(ctx context.Context) error {
+	start := n.berth
+	if n.c.Tools != "" {
+		start = n.containerd
 	}
-	if n.kubelet, err = dpkubelet.Start(n.plugins()); err != nil {
+	if err := start(ctx); err != nil {
 		return err
 	}
 	ns := &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER}
@@ -99,6 +102,17 @@ func (n *node) sandbox(ns *cri.NamespaceOption) *cri.PodSandboxConfig {
 	}
 }
 
+// configure writes berth-gpu's configuration, with these resources.
+func (n *node) configure(more string) error {
+	dev := "/dev"
+	if n.c.Fake != "" {
+		dev = filepath.Join(n.lab.Run, "dev")
+	}
+	text := fmt.Sprintf(settings, filepath.Join(n.lab.Dir, "gpu"), filepath.Join(n.lab.Run, "gpu"), filepath.Join(n.lab.Run, "gpu/debug.sock"),
+		n.lab.Run, n.plugins(), n.c.Driver, dev, n.lab.CDI(), more)
+	return os.WriteFile(n.config(), []byte(text), 0o600)
+}
+
 // serve starts berth-gpu with these resources, and waits for n devices.
 func (n *node) serve(ctx context.Context, more string, devices int) error {
 	if n.gpu != nil {
@@ -107,13 +121,7 @@ func (n *node) serve(ctx context.Context, more string, devices int) error {
 			return err
 		}
 	}
-	dev := "/dev"
-	if n.c.Fake != "" {
-		dev = filepath.Join(n.lab.Run, "dev")
-	}
-	text := fmt.Sprintf(settings, filepath.Join(n.lab.Dir, "gpu"), filepath.Join(n.lab.Run, "gpu"), filepath.Join(n.lab.Run, "gpu/debug.sock"),
-		n.lab.Run, n.plugins(), n.c.Driver, dev, n.lab.CDI(), more)
-	if err := os.WriteFile(n.config(), []byte(text), 0o600); err != nil {
+	if err := n.configure(more); err != nil {
 		return err
 	}
 	var err error
@@ -137,9 +145,19 @@ func (n *node) args(more ...string) []string {
 	return append(args, more...)
 }
 
-// ask runs berth-gpu with arguments.
+// ask runs berth-gpu with arguments; what it says on its standard error is in the error alone.
 func (n *node) ask(ctx context.Context, more ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, filepath.Join(n.c.Bin, "berth-gpu"), n.args(more...)...).CombinedOutput()
+	return n.tell(ctx, n.args(more...)...)
+}
+
+func (n *node) tell(ctx context.Context, args ...string) (string, error) {
+	var words strings.Builder
+	cmd := exec.CommandContext(ctx, filepath.Join(n.c.Bin, "berth-gpu"), args...)
+	cmd.Stderr = &words
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("berth-gpu %v: %w: %s", args, err, words.String())
+	}
 	return string(out), err
 }
 
@@ -187,7 +205,7 @@ func (n *node) exec(ctx context.Context, id string, cmd ...string) (string, erro
 	return out, nil
 }
 
-// down ends everything; the caller's directories are gone after it.
+// down ends everything, and keeps the logs; the lab's directories are gone after it.
 func (n *node) down(ctx context.Context) error {
 	var all []error
 	if n.plugin != nil {
@@ -203,5 +221,17 @@ func (n *node) down(ctx context.Context) error {
 		all = append(all, n.client.RemoveAll(ctx))
 		n.client.Close()
 	}
+	all = append(all, n.keepLogs())
 	return join(append(all, harness.Stop(ctx, n.lab)))
+}
+
+// keepLogs copies what the programs logged to the directory of what was seen.
+func (n *node) keepLogs() error {
+	logs, err := filepath.Glob(filepath.Join(n.lab.Logs(), "*.log"))
+	all := []error{err}
+	for _, l := range logs {
+		b, err := os.ReadFile(l)
+		all = append(all, err, keep(n.c.Out, filepath.Base(l), string(b)))
+	}
+	return join(all)
 }

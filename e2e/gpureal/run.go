@@ -60,28 +60,32 @@ func Run(ctx context.Context, c Config, w io.Writer) (err error) {
 	if err := n.up(ctx); err != nil {
 		return err
 	}
-	if err := n.serve(ctx, "", 1); err != nil {
-		return err
+	n.recording(ctx, r) // of a machine on which nothing else may work
+	err = n.serve(ctx, "", 1)
+	r.check("berth-gpu offers a GPU", "", err)
+	n.offered(ctx, r)
+	if err == nil {
+		err = n.runtime(ctx)
+		r.check("a runtime", "", err)
 	}
-	n.discovery(ctx, r)
-	n.computes(ctx, r)
-	n.closed(ctx, r)
-	n.fault(ctx, r)
-	n.slices(ctx, r)
+	if err == nil {
+		n.computes(ctx, r)
+		n.closed(ctx, r)
+		n.fault(ctx, r)
+		n.slices(ctx, r)
+	}
 	if r.failed > 0 {
 		return fmt.Errorf("%d %w", r.failed, ErrFailed)
 	}
 	return nil
 }
 
-// discovery records what the sources and the specification say.
-func (n *node) discovery(ctx context.Context, r *report) {
-	out, err := n.ask(ctx, "inventory")
-	r.check("discovery", fmt.Sprintf("%d GPUs", strings.Count(out, `"uuid": "GPU-`)), errors.Join(err, keep(n.c.Out, "inventory.json", out)))
+// offered records what the specification and the status say.
+func (n *node) offered(ctx context.Context, r *report) {
 	spec, err := os.ReadFile(filepath.Join(n.lab.CDI(), "berth-gpu.json"))
 	r.check("the CDI specification", fmt.Sprintf("%d mounts, %d nodes", strings.Count(string(spec), `"containerPath"`), strings.Count(string(spec), `"path": "/dev`)),
 		errors.Join(err, keep(n.c.Out, "cdi.json", string(spec))))
-	out, err = n.ask(ctx, "status")
+	out, err := n.ask(ctx, "status")
 	if err == nil && !strings.Contains(out, "Healthy") {
 		err = errors.New(out)
 	}
@@ -173,15 +177,27 @@ func (n *node) fault(ctx context.Context, r *report) {
 	if err == nil && !strings.Contains(out, `"phase": "Healthy"`) {
 		err = errors.New("the GPU is not Healthy:\n" + out)
 	}
-	xid := "no XID was seen (is /dev/kmsg readable?)"
-	if m := regexp.MustCompile(`"xids": \{[^}]*\}`).FindString(out); m != "" {
-		xid = m
-	}
-	r.check("an application's fault leaves it Healthy", strings.Join(strings.Fields(xid), " "), err)
+	r.check("an application's fault leaves it Healthy", said, err)
+	n.reported(r, out)
 	if err == nil {
 		out, err = n.exec(ctx, id, "vectoradd")
 		r.check("and it computes on", out, err)
 	}
+}
+
+// reported looks for the fault's XID in the status: where the kernel's log can be read it has to be there.
+func (n *node) reported(r *report, status string) {
+	const what = "its XID is seen"
+	if m := regexp.MustCompile(`"xids": \{[^}]*\}`).FindString(status); m != "" {
+		r.check(what, strings.Join(strings.Fields(m), " "), nil)
+		return
+	}
+	f, err := os.Open("/dev/kmsg")
+	if err != nil {
+		r.skip(what, "the kernel's log cannot be read: "+err.Error())
+		return
+	}
+	r.check(what, "", errors.Join(errors.New("the program failed, the kernel's log can be read, and no XID was seen"), f.Close()))
 }
 
 // slices gives one GPU to two containers, which compute at the same time.

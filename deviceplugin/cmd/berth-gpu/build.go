@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -172,6 +169,8 @@ func build(ctx context.Context, conf config.Config, o options, log *slog.Logger,
 	if d.ledger, err = ledger.Open(conf.Root, time.Now); err != nil {
 		return nil, errors.Join(err, d.lock.Close())
 	}
+	d.labels, d.podResources = conf.Labels.File, or(conf.Kubelet.PodResources, filepath.Join(conf.Kubelet.Dir, "pod-resources/kubelet.sock"))
+	d.learn(ctx)
 	limits := discovery.Limits{Inventory: config.Milliseconds(conf.Health.Start), Sample: config.Milliseconds(conf.Health.Timeout)}
 	d.source = discovery.NewGuard(src.source, limits)
 	root := driverRoot(conf)
@@ -185,15 +184,14 @@ func build(ctx context.Context, conf config.Config, o options, log *slog.Logger,
 			Dev:  conf.Driver.Dev, DevView: or(conf.Driver.DevView, conf.Driver.Dev), Capabilities: conf.Driver.Groups(),
 			Majors: src.majors, Optional: o.fake != "",
 		},
-		Health: conf.Health.Rules(), Poll: config.Milliseconds(conf.Health.Poll), Forget: config.Milliseconds(conf.Health.Forget),
-		Policy: offer, MPS: d.mps.Reason, Held: d.ledger.Holder, Log: log, Now: time.Now,
+		Health: conf.Health.Rules(), Poll: config.Milliseconds(conf.Health.Poll), Start: config.Milliseconds(conf.Health.Start), Forget: config.Milliseconds(conf.Health.Forget),
+		Policy: offer, MPS: d.mps.Reason, Held: d.ledger.Held, Log: log, Now: time.Now,
 	}, d.source)
 	d.edge = rpc.NewEdge(log, time.Minute, []string{"/v1beta1.DevicePlugin/ListAndWatch"}, nil)
 	d.server = server.New(server.Config{
 		State: conf.State, Kubelet: conf.Kubelet.Dir, Plugins: conf.Kubelet.Plugins, Watcher: conf.Kubelet.Registration != "legacy", Legacy: conf.Kubelet.Registration != "watcher",
 		Annotations: conf.CDI.Annotations, MPSDir: mpsDir(conf), Log: log, Edge: d.edge,
 	}, d.node, d.ledger)
-	d.labels, d.podResources = conf.Labels.File, or(conf.Kubelet.PodResources, filepath.Join(conf.Kubelet.Dir, "pod-resources/kubelet.sock"))
 	d.debug = &debugServer{socket: conf.DebugSocket, address: conf.Metrics, view: d.collect, claims: d.serveClaims}
 	d.reload.o, d.reload.level, d.reload.log, d.reload.node = o, level, log, d.node
 	return d, nil
@@ -208,29 +206,4 @@ func or(a, b string) string {
 		return b
 	}
 	return a
-}
-
-// printInventory asks the source once.
-func printInventory(ctx context.Context, o options, out io.Writer) error {
-	conf, err := load(o.config)
-	if err != nil {
-		return err
-	}
-	src, err := open(conf, o)
-	if err != nil {
-		return err
-	}
-	defer src.close()
-	ctx, cancel := context.WithTimeout(ctx, config.Milliseconds(conf.Health.Start))
-	defer cancel()
-	n, err := src.source.Inventory(ctx)
-	if err != nil {
-		return err
-	}
-	for _, bad := range n.Clean() {
-		fmt.Fprintln(os.Stderr, "left out:", bad)
-	}
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	return e.Encode(n)
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/berth-project/berth/deviceplugin/internal/cdi"
 	"github.com/berth-project/berth/deviceplugin/internal/dra/core"
+	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/node"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -29,10 +31,10 @@ func (d *daemon) serveClaims(mux *http.ServeMux) {
 			d.log.Warn("a claim is judged by what was known", "error", lerr)
 		}
 		if err == nil {
-			err = d.claim(s, r.PathValue("uid"), ask.UUIDs)
+			err = d.claim(s, r.PathValue("uid"), ask)
 		}
 		var a core.Answer
-		for _, u := range ask.UUIDs {
+		for _, u := range slices.Concat(ask.UUIDs, ask.Admin) {
 			a.CDI = append(a.CDI, cdi.Name(u))
 		}
 		core.Write(w, a, err)
@@ -45,39 +47,50 @@ func (d *daemon) serveClaims(mux *http.ServeMux) {
 }
 
 // claim gives devices to a claim: each has to be there, healthy, and nobody else's. One that the claim already has
-// is given again whatever its health: its pod runs.
-func (d *daemon) claim(s *node.State, claim string, uuids []string) error {
-	if len(uuids) == 0 || claim == "" {
+// is given again whatever its health: its pod runs. What it only watches has to be there, and is held by nobody for it.
+func (d *daemon) claim(s *node.State, claim string, ask core.Request) error {
+	if len(ask.UUIDs)+len(ask.Admin) == 0 || claim == "" {
 		return errs.InvalidArgument.Errorf("a claim needs a uid and devices")
 	}
-	if slices.Equal(d.ledger.Claims()[claim], uuids) {
+	for _, u := range ask.Admin {
+		if physical(s, u) == "" {
+			return errs.NotFound.Errorf("claim %s: there is no device %q", claim, u)
+		}
+	}
+	if len(ask.UUIDs) == 0 || slices.Equal(d.ledger.Claims()[claim], ask.UUIDs) {
 		return nil
 	}
-	for i, u := range uuids {
-		if slices.Contains(uuids[:i], u) {
+	for i, u := range ask.UUIDs {
+		if slices.Contains(ask.UUIDs[:i], u) {
 			return errs.InvalidArgument.Errorf("claim %s: %s is named twice", claim, u)
 		}
-		gpu := ""
-		for _, g := range s.Inventory.GPUs {
-			if g.UUID == u && !g.MIG {
-				gpu = g.UUID
-			}
-			for _, in := range g.Instances {
-				if in.UUID == u {
-					gpu = g.UUID
-				}
-			}
-		}
+		gpu := physical(s, u)
 		if gpu == "" {
 			return errs.NotFound.Errorf("claim %s: there is no device %q", claim, u)
 		}
 		if why := s.Reasons[gpu]; why != "" {
 			return errs.FailedPrecondition.Errorf("claim %s: %s is unhealthy: %s", claim, u, why)
 		}
+		if gpu == u {
+			continue
+		}
+		if why := d.ledger.Held(ledger.Offer{}, gpu); why != "" { // whole, from before it was divided
+			return errs.FailedPrecondition.Errorf("claim %s: the GPU of %s is %s", claim, u, why)
+		}
 	}
-	if err := d.ledger.Claim(claim, uuids); err != nil {
+	if err := d.ledger.Claim(claim, ask.UUIDs); err != nil {
 		return err
 	}
 	d.node.Poke()
 	return nil
+}
+
+// physical is the GPU of a device that claims may have: itself, unless it is divided, or an instance's. "" is none.
+func physical(s *node.State, uuid string) string {
+	for _, g := range s.Inventory.GPUs {
+		if g.UUID == uuid && !g.MIG || slices.ContainsFunc(g.Instances, func(in inventory.Instance) bool { return in.UUID == uuid }) {
+			return g.UUID
+		}
+	}
+	return ""
 }

@@ -76,19 +76,27 @@ func (d *daemon) offer(ctx context.Context, conf config.Config, o options) (poli
 		return policy.Policy{}, err
 	}
 	name := d.cluster.override(ctx, o.override)
+	d.reload = &reloader{label: name}
+	if d.cluster != nil && d.cluster.key != "" {
+		d.reload.keep = d.cluster.keep
+	}
 	p, err := conf.Offer(name)
 	if err != nil && name != o.override {
 		d.log.Error("the node's label is not taken", "label", conf.Cluster.OverrideLabel, "error", err)
 		name = o.override
 		p, err = conf.Offer(name)
 	}
-	d.reload = &reloader{override: name}
+	d.reload.override = name
 	return p, err
 }
 
-// watch follows the node until ctx ends; choose is called with the label's value, "" where it is not there, and says
-// whether it was taken.
-func (c *cluster) watch(ctx context.Context, choose func(string) bool) error {
+// keep writes a label's value down, for a start without an API server.
+func (c *cluster) keep(label string) error {
+	return atomicfile.WriteSealed(c.kept, []byte(label), 0o600)
+}
+
+// watch follows the node until ctx ends; choose is called with the label's value, "" where it is not there.
+func (c *cluster) watch(ctx context.Context, choose func(string)) error {
 	if c == nil {
 		<-ctx.Done()
 		return nil
@@ -107,12 +115,7 @@ func (c *cluster) watch(ctx context.Context, choose func(string) bool) error {
 			return
 		}
 		last, known = value, true
-		if !choose(value) {
-			return
-		}
-		if err := atomicfile.WriteSealed(c.kept, []byte(value), 0o600); err != nil {
-			c.log.Error("the override cannot be kept: a restart without an API server would not know it", "error", err)
-		}
+		choose(value)
 	}, func(err error) {
 		c.log.Warn("the API server does not tell of the node: what was known stays", "error", err)
 	})

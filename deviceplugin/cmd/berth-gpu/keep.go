@@ -23,6 +23,22 @@ const (
 	reconcileEvery = 30 * time.Second
 )
 
+// firstLook is how long our start waits for the kubelet's word of what containers have.
+const firstLook = 500 * time.Millisecond
+
+// learn asks the kubelet before anything is offered: containers may have devices under an offer that is no more. A
+// kubelet that is not there, as before it at a boot, has no containers that run.
+func (d *daemon) learn(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstLook)
+	defer cancel()
+	held, err := d.holders(ctx)
+	if err != nil {
+		d.log.Info("what containers have is not known yet", "error", err)
+		return
+	}
+	d.ledger.Reconcile(view.InUse(held))
+}
+
 // reconcile keeps the ledger what the kubelet says. A kubelet that does not answer changes nothing.
 func (d *daemon) reconcile(ctx context.Context) error {
 	t := time.NewTicker(reconcileSoon)
@@ -71,7 +87,8 @@ func (d *daemon) supervisor(conf config.Config, root driver.Root) (*mps.Supervis
 
 func mpsDir(conf config.Config) string { return filepath.Join(conf.State, "mps") }
 
-// share has a daemon run for each GPU that is shared by MPS, sick or not: its clients may still be well.
+// share has a daemon run for each GPU that is shared by MPS, sick or not: its clients may still be well. One
+// whose clients' memory is not known has none: they would have 0 MiB.
 func (d *daemon) share(ctx context.Context) error {
 	for {
 		s, changed := d.node.State()
@@ -79,7 +96,7 @@ func (d *daemon) share(ctx context.Context) error {
 		for _, r := range s.Plan.Resources {
 			for i, x := range r.Devices {
 				first := i == 0 || r.Devices[i-1].UUID != x.UUID
-				if s.Live && r.Rule.Sharing == policy.MPS && first {
+				if s.Live && r.Rule.Sharing == policy.MPS && first && r.Rule.ClientMemory(x) > 0 {
 					want = append(want, mps.GPU{UUID: x.UUID, Memory: r.Rule.ClientMemory(x), Replicas: r.Rule.Replicas})
 				}
 			}

@@ -7,6 +7,7 @@
 //	berth-gpu config check FILE           say what is wrong with a configuration
 //	berth-gpu profiles                    list the fake nodes that are built in
 //	berth-gpu [...] inventory             print what is there, as JSON
+//	berth-gpu [...] record                print it as a profile, for --fake
 //	berth-gpu [...] probe                 (internal) answer for the driver on standard input and output
 //	berth-gpu failpoints                  list the places where a test can make it fail
 //	berth-gpu version
@@ -70,6 +71,8 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		return status(ctx, o, rest[1:], out)
 	case what == "inventory":
 		return printInventory(ctx, o, out)
+	case what == "record":
+		return record(ctx, o, out)
 	case what == "profiles":
 		_, err := fmt.Fprintln(out, strings.Join(fake.Names(), "\n"))
 		return err
@@ -93,5 +96,5 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		_, err := fmt.Fprintln(out, rest[2], "is good")
 		return err
 	}
-	return fmt.Errorf("unknown command %q: have config default, config check FILE, status [--json], profiles, inventory, failpoints, version, or none to serve", rest)
+	return fmt.Errorf("unknown command %q: have config default, config check FILE, status [--json], profiles, inventory, record, failpoints, version, or none to serve", rest)
 }

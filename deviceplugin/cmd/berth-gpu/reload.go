@@ -14,35 +14,49 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/node"
 )
 
-// reloader reads the configuration again on SIGHUP and when its file changes. A bad file is named in the log and
-// changes nothing. So it does when the node's label names another override. What takes effect at once: log_level, mig_strategy, resources and the override; the rest at a
-// restart, which no container notices.
+// reloader reads the configuration again on SIGHUP, when its file changes, and when the node's label names another
+// override. A bad file is named in the log and changes nothing. A label that names no override of the file leaves the
+// one that holds, and is tried again at every reload: label and file come in any order. What takes effect at once:
+// log_level, mig_strategy, resources and the override; the rest at a restart, which no container notices.
 type reloader struct {
 	o     options
 	level *slog.LevelVar
 	log   *slog.Logger
 	node  *node.Node
+	// keep writes down a label that was taken; nil where none is watched.
+	keep func(label string) error
 
 	mu       sync.Mutex // one at a time, whoever asks
+	label    string     // that is wanted, "" where there is none
+	news     bool       // it is not written down
 	override string     // that holds
 }
 
-// choose takes another override: the label's, or where there is none the flag's. It returns false, and changes
-// nothing, where the configuration has none of that name.
-func (r *reloader) choose(label string) bool {
+// choose takes the override that the node's label names, "" where it is not there: then the flag's holds.
+func (r *reloader) choose(label string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := r.override
-	r.override = or(label, r.o.override)
-	if r.override == old {
-		return true
+	r.label, r.news = label, true
+	if r.wanted() != r.override {
+		r.reload()
+		return
 	}
-	if !r.reload() {
-		r.override = old
-		return false
+	r.settled()
+}
+
+// wanted is the override that should hold.
+func (r *reloader) wanted() string { return or(r.label, r.o.override) }
+
+// settled writes the label down once it holds.
+func (r *reloader) settled() {
+	if r.keep == nil || !r.news || r.override != r.wanted() {
+		return
 	}
-	r.log.Info("override", "name", r.override)
-	return true
+	if err := r.keep(r.label); err != nil {
+		r.log.Error("the override cannot be kept: a restart without an API server would not know it", "error", err)
+		return
+	}
+	r.news = false
 }
 
 // current is the override that holds.
@@ -90,22 +104,35 @@ func (r *reloader) run(ctx context.Context) error {
 	}
 }
 
-func (r *reloader) reload() bool {
+// reload reads the file and takes what is wanted of it. The caller holds mu.
+func (r *reloader) reload() {
+	if err := r.take(); err != nil {
+		r.log.Error("configuration refused, the old one stays", "error", err)
+		return
+	}
+	r.log.Info("configuration reloaded", "file", r.o.config, "override", r.override)
+	r.settled()
+}
+
+func (r *reloader) take() error {
 	conf, err := load(r.o.config)
 	if err != nil {
-		r.log.Error("configuration refused, the old one stays", "error", err)
-		return false
+		return err
 	}
-	offer, err := conf.Offer(r.override)
+	name := r.wanted()
+	offer, err := conf.Offer(name)
+	if err != nil && name != r.override {
+		r.log.Error("the node's label is not taken", "label", conf.Cluster.OverrideLabel, "stays", r.override, "error", err)
+		name = r.override
+		offer, err = conf.Offer(name)
+	}
 	if err != nil {
-		r.log.Error("configuration refused, the old one stays", "error", err)
-		return false
+		return err
 	}
 	if err := r.level.UnmarshalText([]byte(conf.LogLevel)); err != nil {
-		r.log.Error("configuration refused, the old one stays", "error", err)
-		return false
+		return err
 	}
 	r.node.SetPolicy(offer)
-	r.log.Info("configuration reloaded", "file", r.o.config)
-	return true
+	r.override = name
+	return nil
 }

@@ -66,7 +66,7 @@ type CDI struct {
 type Health struct {
 	Poll        int   `toml:"poll_ms" comment:"How often every GPU is looked at."`
 	Timeout     int   `toml:"timeout_ms" comment:"How long one look may take."`
-	Start       int   `toml:"start_ms" comment:"How long the list of GPUs may take: the driver may have to start up."`
+	Start       int   `toml:"start_ms" comment:"How long the list of GPUs may take, and how long after our start the driver may not be there: it may have to start up."`
 	HoldDown    int   `toml:"hold_down_ms" comment:"How long a GPU is watched before it is healthy again; doubled with each relapse."`
 	MaxHoldDown int   `toml:"max_hold_down_ms"`
 	Quiet       int   `toml:"quiet_ms" comment:"A serious XID is forgotten after so long without another, where nothing tells of a reset; 0: never."`
@@ -111,7 +111,7 @@ type Sharing struct {
 	Strategy string `toml:"strategy"` // exclusive, time-slicing or mps; empty: exclusive
 	Replicas int    `toml:"replicas"`
 	Policy   string `toml:"policy"` // packed or spread; empty: packed for exclusive, else spread
-	// One refuses containers that ask for more than one share.
+	// One refuses containers that ask for more than one share; mps always does.
 	One bool `toml:"one_per_container"`
 	// Memory is an MPS client's, in MiB; 0: its equal part.
 	Memory uint64 `toml:"memory_mib"`

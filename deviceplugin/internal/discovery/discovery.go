@@ -18,12 +18,20 @@ type Source interface {
 	// Inventory lists the GPUs. A GPU that is broken is listed as long as its identity can be read; one that
 	// fails does not keep the others from being listed.
 	Inventory(ctx context.Context) (*inventory.Node, error)
-	// Sample looks at one GPU. A GPU that is lost is a Sample that says so, not an error.
-	Sample(ctx context.Context, uuid string) (health.Sample, error)
+	// Sample looks at one GPU and at no other. A GPU that is lost is a Sample that says so, not an error; one that is
+	// not there is NotFound.
+	Sample(ctx context.Context, g Target) (health.Sample, error)
 	// Events waits for XIDs and returns at least one, or the error of ctx.
 	Events(ctx context.Context) ([]health.Event, error)
 	// Processes lists who computes on a GPU: of the host's pid namespace.
-	Processes(ctx context.Context, uuid string) ([]Process, error)
+	Processes(ctx context.Context, g Target) ([]Process, error)
+}
+
+// Target is one GPU, as the inventory has it. The address leads to it without a look at the others; the UUID says
+// whether the GPU that is there is the one that is meant.
+type Target struct {
+	UUID string `json:"uuid"`
+	Bus  string `json:"bus"` // "0000:3b:00.0"
 }
 
 // Process is one user of a GPU.

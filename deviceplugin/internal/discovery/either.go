@@ -9,14 +9,18 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// either asks the first source, and the second while the first does not work at all.
+// either asks the first source, and the second while the first has never worked.
 type either struct {
 	first, second Source
+	listed        atomic.Bool // by the first, in this process's life
 	fallen        atomic.Bool
 }
 
-// Either is a Source that takes its list from first, or from second when first cannot list; looks go to whoever
+// Either is a Source that takes its list from first, or from second while first has never listed; looks go to whoever
 // listed last, and the kernel's log (second) is always read: NVML's events are lost with a probe that dies.
+//
+// A first that has listed once and fails is an error, and what it listed stands: the second's list is without memory and
+// instances, so that to take it would end every MPS daemon and withdraw every instance because one call failed.
 func Either(first, second Source) Source { return &either{first: first, second: second} }
 
 func (e *either) now() Source {
@@ -33,10 +37,11 @@ func (e *either) Name() string { return e.now().Name() }
 func (e *either) Inventory(ctx context.Context) (*inventory.Node, error) {
 	n, err := e.first.Inventory(ctx)
 	if err == nil {
+		e.listed.Store(true)
 		e.fallen.Store(false)
 		return n, nil
 	}
-	if ctx.Err() != nil { // it hangs: what it listed before is better than a list without memory and instances
+	if ctx.Err() != nil || e.listed.Load() { // it hangs, or fails for now: what is known is better than less
 		return nil, err
 	}
 	n, second := e.second.Inventory(ctx)
@@ -48,13 +53,13 @@ func (e *either) Inventory(ctx context.Context) (*inventory.Node, error) {
 }
 
 // Sample implements Source.
-func (e *either) Sample(ctx context.Context, uuid string) (health.Sample, error) {
-	return e.now().Sample(ctx, uuid)
+func (e *either) Sample(ctx context.Context, t Target) (health.Sample, error) {
+	return e.now().Sample(ctx, t)
 }
 
 // Processes implements Source.
-func (e *either) Processes(ctx context.Context, uuid string) ([]Process, error) {
-	return e.now().Processes(ctx, uuid)
+func (e *either) Processes(ctx context.Context, t Target) ([]Process, error) {
+	return e.now().Processes(ctx, t)
 }
 
 // Events implements Source.
@@ -76,7 +81,7 @@ func (b broken) Name() string { return b.name }
 func (b broken) Inventory(context.Context) (*inventory.Node, error) { return nil, b.err }
 
 // Sample implements Source.
-func (b broken) Sample(context.Context, string) (health.Sample, error) {
+func (b broken) Sample(context.Context, Target) (health.Sample, error) {
 	return health.Sample{}, b.err
 }
 
@@ -84,4 +89,4 @@ func (b broken) Sample(context.Context, string) (health.Sample, error) {
 func (b broken) Events(context.Context) ([]health.Event, error) { return nil, b.err }
 
 // Processes implements Source.
-func (b broken) Processes(context.Context, string) ([]Process, error) { return nil, b.err }
+func (b broken) Processes(context.Context, Target) ([]Process, error) { return nil, b.err }

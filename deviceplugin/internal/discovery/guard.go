@@ -38,13 +38,13 @@ func (g *Guard) Inventory(ctx context.Context) (*inventory.Node, error) {
 }
 
 // Sample implements Source.
-func (g *Guard) Sample(ctx context.Context, uuid string) (health.Sample, error) {
-	return guarded(ctx, g, "a look at "+uuid, g.limits.Sample, func(ctx context.Context) (health.Sample, error) { return g.src.Sample(ctx, uuid) })
+func (g *Guard) Sample(ctx context.Context, t Target) (health.Sample, error) {
+	return guarded(ctx, g, "a look at "+t.UUID, g.limits.Sample, func(ctx context.Context) (health.Sample, error) { return g.src.Sample(ctx, t) })
 }
 
 // Processes implements Source.
-func (g *Guard) Processes(ctx context.Context, uuid string) ([]Process, error) {
-	return guarded(ctx, g, "the processes of "+uuid, g.limits.Sample, func(ctx context.Context) ([]Process, error) { return g.src.Processes(ctx, uuid) })
+func (g *Guard) Processes(ctx context.Context, t Target) ([]Process, error) {
+	return guarded(ctx, g, "the processes of "+t.UUID, g.limits.Sample, func(ctx context.Context) ([]Process, error) { return g.src.Processes(ctx, t) })
 }
 
 // Events implements Source. It has no limit: waiting is its purpose.

@@ -18,8 +18,8 @@ type slow struct {
 	gate chan struct{}
 }
 
-func (s slow) Sample(_ context.Context, uuid string) (health.Sample, error) {
-	if uuid == "hangs" {
+func (s slow) Sample(_ context.Context, to Target) (health.Sample, error) {
+	if to.UUID == "hangs" {
 		<-s.gate
 	}
 	return health.Sample{Temperature: 40}, nil
@@ -29,22 +29,22 @@ func TestGuard(t *testing.T) {
 	s := slow{broken{"slow", errors.New("none")}, make(chan struct{})}
 	g := NewGuard(s, Limits{Inventory: time.Second, Sample: 50 * time.Millisecond})
 	start := time.Now()
-	_, err := g.Sample(t.Context(), "hangs")
+	_, err := g.Sample(t.Context(), Target{UUID: "hangs"})
 	if errs.Of(err) != errs.DeadlineExceeded || time.Since(start) > time.Second {
 		t.Fatal(err, time.Since(start))
 	}
 	start = time.Now()
-	if _, err := g.Sample(t.Context(), "hangs"); !strings.Contains(err.Error(), "has not ended") || time.Since(start) > 40*time.Millisecond {
+	if _, err := g.Sample(t.Context(), Target{UUID: "hangs"}); !strings.Contains(err.Error(), "has not ended") || time.Since(start) > 40*time.Millisecond {
 		t.Error("a second call goes in after the first:", err)
 	}
 	for range 10 {
-		if v, err := g.Sample(t.Context(), "well"); err != nil || v.Temperature != 40 {
+		if v, err := g.Sample(t.Context(), Target{UUID: "well"}); err != nil || v.Temperature != 40 {
 			t.Error(v, err)
 		}
 	}
 	close(s.gate)
 	for end := time.Now().Add(time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := g.Sample(t.Context(), "hangs"); err == nil {
+		if _, err := g.Sample(t.Context(), Target{UUID: "hangs"}); err == nil {
 			break
 		} else if time.Now().After(end) {
 			t.Fatal(err)
@@ -83,7 +83,11 @@ func TestEither(t *testing.T) {
 	if _, err := e.Inventory(t.Context()); err != nil || e.Name() != "first" {
 		t.Error(e.Name(), err)
 	}
-	if _, err := e.Sample(t.Context(), "x"); err == nil || err.Error() != "no library" {
+	if _, err := e.Sample(t.Context(), Target{UUID: "x"}); err == nil || err.Error() != "no library" {
 		t.Error(err)
+	}
+	one.node = nil // it listed once: what it knew is not exchanged for what the second can tell
+	if n, err := e.Inventory(t.Context()); err == nil || n != nil || e.Name() != "first" {
+		t.Error(e.Name(), n, err)
 	}
 }

@@ -52,12 +52,12 @@ func (b *books) set(change func(*books)) {
 	change(b)
 }
 
-func (b *books) Claim(_ context.Context, uid string, uuids []string) ([]string, error) {
+func (b *books) Claim(_ context.Context, uid string, held, admin []string) ([]string, error) {
 	if uid == "refused" {
 		return nil, errors.New("somebody has it")
 	}
-	b.claims[uid] = uuids
-	return uuids, nil
+	b.claims[uid] = held
+	return slices.Concat(held, admin), nil
 }
 
 func (b *books) Release(_ context.Context, uid string) error {
@@ -104,16 +104,28 @@ func TestPrepare(t *testing.T) {
 	mine := api.DeviceRequestAllocationResult{Request: "r", Driver: "driver", Pool: "node", Device: strings.ToLower(gpuA)}
 	other, elsewhere, strange := mine, mine, mine
 	other.Driver, elsewhere.Pool, strange.Device = "another", "node-2", gpuA
+	admin := mine
+	admin.Request, admin.AdminAccess = "watch", new(true)
 	bare := claim("bare")
 	bare.Status.Allocation = nil
 	out, err := p.PrepareResourceClaims(t.Context(), []*api.ResourceClaim{
 		claim("good", other, mine), claim("elsewhere", elsewhere), claim("strange", strange), claim("refused", mine), bare,
+		claim("admin", admin), claim("both", admin, mine),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if g := out["good"]; g.Err != nil || len(g.Devices) != 1 || !slices.Equal(g.Devices[0].CDIDeviceIDs, []string{gpuA}) || !slices.Equal(g.Devices[0].Requests, []string{"r"}) {
 		t.Errorf("%+v", g)
+	}
+	if g := out["admin"]; g.Err != nil || len(g.Devices) != 1 || !slices.Equal(g.Devices[0].CDIDeviceIDs, []string{gpuA}) || len(b.claims["admin"]) != 0 {
+		t.Errorf("what is watched is held: %+v, %v", g, b.claims)
+	}
+	if g := out["both"]; g.Err != nil || len(g.Devices) != 2 || g.Devices[0].Requests[0] != "r" || g.Devices[1].Requests[0] != "watch" || !slices.Equal(b.claims["both"], []string{gpuA}) {
+		t.Errorf("%+v, %v", g, b.claims)
+	}
+	for _, uid := range []string{"admin", "both"} {
+		delete(b.claims, uid)
 	}
 	for uid, want := range map[types.UID]string{"elsewhere": "none of this node's", "strange": "none of this node's", "refused": "somebody has it", "bare": "not allocated"} {
 		if g := out[uid]; g.Err == nil || !strings.Contains(g.Err.Error(), want) {

@@ -15,10 +15,11 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// Core is berth-gpu: inventory, health and the ledger. Claim and Release are idempotent.
+// Core is berth-gpu: inventory, health and the ledger. Claim and Release are idempotent. Claim takes held for a claim,
+// so that nobody else gets them, and names admin, which others may have; it returns the CDI names of held, then admin.
 type Core interface {
 	View(ctx context.Context) (view.View, error)
-	Claim(ctx context.Context, uid string, uuids []string) (cdi []string, err error)
+	Claim(ctx context.Context, uid string, held, admin []string) (cdi []string, err error)
 	Release(ctx context.Context, uid string) error
 }
 
@@ -52,8 +53,8 @@ func (p *Plugin) prepare(ctx context.Context, c *api.ResourceClaim) ([]kubeletpl
 	if c.Status.Allocation == nil {
 		return nil, errs.FailedPrecondition.Errorf("claim %s/%s is not allocated", c.Namespace, c.Name)
 	}
-	var devices []kubeletplugin.Device
-	var uuids []string
+	var devices, watched []kubeletplugin.Device // watched: with admin access
+	var held, admin []string
 	for _, r := range c.Status.Allocation.Devices.Results {
 		if r.Driver != p.driver {
 			continue
@@ -62,10 +63,15 @@ func (p *Plugin) prepare(ctx context.Context, c *api.ResourceClaim) ([]kubeletpl
 		if r.Pool != p.node || uuid == "" {
 			return nil, errs.InvalidArgument.Errorf("claim %s/%s: device %s/%s is none of this node's", c.Namespace, c.Name, r.Pool, r.Device)
 		}
-		uuids = append(uuids, uuid)
-		devices = append(devices, kubeletplugin.Device{Requests: []string{r.Request}, PoolName: r.Pool, DeviceName: r.Device})
+		d := kubeletplugin.Device{Requests: []string{r.Request}, PoolName: r.Pool, DeviceName: r.Device}
+		if r.AdminAccess != nil && *r.AdminAccess { // resource/v1: whatever ordinary claims hold, and they whatever it does
+			admin, watched = append(admin, uuid), append(watched, d)
+			continue
+		}
+		held, devices = append(held, uuid), append(devices, d)
 	}
-	names, err := p.core.Claim(ctx, string(c.UID), uuids)
+	devices = append(devices, watched...)
+	names, err := p.core.Claim(ctx, string(c.UID), held, admin)
 	if err != nil {
 		return nil, err
 	}

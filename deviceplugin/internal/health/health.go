@@ -44,11 +44,21 @@ type Sample struct {
 	// Recovery is what the driver says has to be done: "", "none", "reset", "reboot", "drain" (NVML 12.8, R570); ""
 	// if it cannot say.
 	Recovery string `json:"recovery,omitempty"`
+	// Unread says which of these could not be read: their zero is no evidence, and what they said before stands.
+	Unread Unread `json:"unread,omitzero"`
 	// For the view and for metrics: bytes, per cent, degrees Celsius, watts.
 	MemoryUsed  uint64 `json:"memoryUsed,omitempty"`
 	Utilization int    `json:"utilization,omitempty"`
 	Temperature int    `json:"temperature,omitempty"`
 	Power       int    `json:"power,omitempty"`
+}
+
+// Unread are figures of a sample that are not known, because the source cannot tell them or a call failed.
+type Unread struct {
+	ECC      bool `json:"ecc,omitempty"`   // Uncorrected
+	Remap    bool `json:"remap,omitempty"` // RemapPending, RemapFailed
+	Links    bool `json:"links,omitempty"` // LinksDown
+	Recovery bool `json:"recovery,omitempty"`
 }
 
 // Event is an XID the driver reported for a GPU.
@@ -153,17 +163,32 @@ func observe(s *State, in Input, r Rules) (reset bool) {
 	if set(conditionLost, p.Lost, "it does not answer on its bus"); p.Lost {
 		return false
 	}
-	set(conditionRemap, p.RemapFailed, "a memory row could not be remapped: the board has to be replaced")
-	set(conditionLink, p.LinksDown > 0, "%d NVLinks are down", p.LinksDown)
-	set(conditionAction, p.Recovery != "" && p.Recovery != "none" && p.Recovery != "drain", "the driver asks for a %s", p.Recovery)
-	reset = wasLost || s.Seen && p.Uncorrected < s.Uncorrected
-	if p.Uncorrected > s.Uncorrected && s.Seen || p.Uncorrected > 0 && !s.Seen {
-		s.Conditions[conditionECC] = fmt.Sprintf("%d uncorrectable memory errors since its last reset", p.Uncorrected)
-		s.Quiet = in.Now
+	if !p.Unread.Remap {
+		set(conditionRemap, p.RemapFailed, "a memory row could not be remapped: the board has to be replaced")
 	}
-	s.Uncorrected, s.Seen = p.Uncorrected, true
+	if !p.Unread.Links {
+		set(conditionLink, p.LinksDown > 0, "%d NVLinks are down", p.LinksDown)
+	}
+	if !p.Unread.Recovery {
+		set(conditionAction, p.Recovery != "" && p.Recovery != "none" && p.Recovery != "drain", "the driver asks for a %s", p.Recovery)
+	}
+	reset = wasLost
+	if !p.Unread.ECC {
+		reset = s.count(p.Uncorrected, in.Now) || reset
+	}
 	// the driver itself says that nothing has to be done: that is later news than an XID of an earlier step
 	return reset || p.Recovery == "none" && in.Now.Sub(s.Quiet) >= r.HoldDown
+}
+
+// count takes the volatile counter of uncorrectable errors over, and says whether it fell: the GPU was reset.
+func (s *State) count(errors uint64, now time.Time) (reset bool) {
+	if errors > s.Uncorrected && s.Seen || errors > 0 && !s.Seen {
+		s.Conditions[conditionECC] = fmt.Sprintf("%d uncorrectable memory errors since its last reset", errors)
+		s.Quiet = now
+	}
+	reset = s.Seen && errors < s.Uncorrected
+	s.Uncorrected, s.Seen = errors, true
+	return reset
 }
 
 func report(s *State, xid int, now time.Time, r Rules) {

@@ -1,6 +1,7 @@
 // Package ledger keeps the two ways of giving GPUs away apart: what the device plugin gave to containers and what
 // DRA claims hold. A GPU that one has is refused to the other, so that both may run on a node without admitting
-// more than there is.
+// more than there is. Nor is a device given under one offer while a container has it under another: the kubelet
+// counts ids of a resource, and an offer that changed brings ids that it has never given.
 //
 // The kubelet tells a device plugin what it takes and never what it gives back. What is in use is therefore
 // reconciled with the PodResources API. Claims are kept on disk, because the kubelet does not prepare them again
@@ -16,6 +17,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,7 +34,32 @@ const (
 	absent = 5 * time.Second
 )
 
-// gift is a device that the device plugin gave away.
+// Use is a device as the kubelet counts it: an id of a resource, the device's UUID with "::<n>" for a share.
+type Use struct{ Resource, ID string }
+
+// UUID is the device's, whatever share of it.
+func (u Use) UUID() string {
+	uuid, _, _ := strings.Cut(u.ID, "::")
+	return uuid
+}
+
+// Offer is how a device is offered: under a resource's name, whole (Shares 1) or in shares that count from 0.
+type Offer struct {
+	Resource string
+	Shares   int
+}
+
+// counts says whether the kubelet counts a use against this offer: then it gives that id to nobody else.
+func (o Offer) counts(u Use) bool {
+	_, share, shared := strings.Cut(u.ID, "::")
+	if u.Resource != o.Resource || !shared {
+		return u.Resource == o.Resource && o.Shares == 1
+	}
+	n, err := strconv.Atoi(share)
+	return err == nil && o.Shares > 1 && 0 <= n && n < o.Shares
+}
+
+// gift is a use that the device plugin gave away.
 type gift struct {
 	at   time.Time // when, the last time
 	seen bool      // in PodResources, since then
@@ -44,13 +72,13 @@ type Ledger struct {
 	now  func() time.Time
 
 	mu     sync.Mutex
-	given  map[string]gift     // by UUID
-	claims map[string][]string // claim UID -> UUIDs
+	given  map[string]map[Use]gift // by UUID
+	claims map[string][]string     // claim UID -> UUIDs
 }
 
 // Open reads the claims in dir. A damaged file is an error: guessing would give a GPU away twice.
 func Open(dir string, now func() time.Time) (*Ledger, error) {
-	l := &Ledger{file: filepath.Join(dir, "claims.json"), now: now, given: map[string]gift{}, claims: map[string][]string{}}
+	l := &Ledger{file: filepath.Join(dir, "claims.json"), now: now, given: map[string]map[Use]gift{}, claims: map[string][]string{}}
 	b, err := atomicfile.ReadSealed(l.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil
@@ -61,19 +89,58 @@ func Open(dir string, now func() time.Time) (*Ledger, error) {
 	return l, json.Unmarshal(b, &l.claims)
 }
 
-// Give notes that the device plugin gives UUIDs away.
-func (l *Ledger) Give(uuids []string) error {
+// Give notes that the device plugin gives ids of an offer away. A device that a claim holds, or that a container has
+// under another offer, is FailedPrecondition, and nothing is noted.
+func (l *Ledger) Give(o Offer, ids []string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, u := range uuids {
-		if c := l.holder(u); c != "" {
-			return errs.FailedPrecondition.Errorf("%s is held by the resource claim %s", u, c)
+	for _, id := range ids {
+		if why := l.held(o, Use{o.Resource, id}); why != "" {
+			return errs.FailedPrecondition.Errorf("%s is %s", id, why)
 		}
 	}
-	for _, u := range uuids {
-		l.given[u] = gift{at: l.now()}
+	for _, id := range ids {
+		l.note(Use{o.Resource, id}, gift{at: l.now()})
 	}
 	return nil
+}
+
+// note keeps a gift. The caller holds mu.
+func (l *Ledger) note(u Use, g gift) {
+	if l.given[u.UUID()] == nil {
+		l.given[u.UUID()] = map[Use]gift{}
+	}
+	l.given[u.UUID()][u] = g
+}
+
+// Held says who keeps an id of an offer from being given, "" if nobody does: a claim that has its device, or a
+// container that has it under an offer that holds no more. An id that is given itself is kept by nobody: its
+// container goes on, and the kubelet gives it to no other.
+func (l *Ledger) Held(o Offer, id string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held(o, Use{o.Resource, id})
+}
+
+// held is Held for who holds mu.
+func (l *Ledger) held(o Offer, u Use) string {
+	if c := l.holder(u.UUID()); c != "" {
+		return "held by the resource claim " + c
+	}
+	given := l.given[u.UUID()]
+	if _, own := given[u]; own {
+		return ""
+	}
+	var earlier []string
+	for g := range given {
+		if !o.counts(g) {
+			earlier = append(earlier, fmt.Sprintf("held under its earlier offer, as %s of %s", g.ID, g.Resource))
+		}
+	}
+	if len(earlier) == 0 {
+		return ""
+	}
+	return slices.Min(earlier) // the same one each time: a reason that changes is news
 }
 
 // Claim gives UUIDs to a claim. A claim that has them already is no error: the kubelet asks again.
@@ -117,22 +184,27 @@ func (l *Ledger) Claims() map[string][]string {
 
 // Reconcile takes over what containers really have, as PodResources shows it, and says whether a device came back
 // or was found given.
-func (l *Ledger) Reconcile(inUse map[string]bool) (changed bool) {
+func (l *Ledger) Reconcile(inUse []Use) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
-	for u := range inUse {
-		g, ok := l.given[u]
+	for _, u := range inUse {
+		g, ok := l.given[u.UUID()][u]
 		if !ok {
 			g.at, changed = now, true
 		}
 		g.seen, g.last = true, now
-		l.given[u] = g
+		l.note(u, g)
 	}
-	for u, g := range l.given {
-		if g.seen && now.Sub(g.last) > absent || !g.seen && now.Sub(g.at) > settle {
-			delete(l.given, u)
-			changed = true
+	for uuid, all := range l.given {
+		for u, g := range all {
+			if g.seen && now.Sub(g.last) > absent || !g.seen && now.Sub(g.at) > settle {
+				delete(all, u)
+				changed = true
+			}
+		}
+		if len(all) == 0 {
+			delete(l.given, uuid)
 		}
 	}
 	return changed
@@ -145,14 +217,7 @@ func (l *Ledger) Given() []string {
 	return slices.Sorted(maps.Keys(l.given))
 }
 
-// Holder is the claim that has a UUID, or "".
-func (l *Ledger) Holder(uuid string) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.holder(uuid)
-}
-
-// holder is Holder for who holds mu.
+// holder is the claim that has a UUID, or "". The caller holds mu.
 func (l *Ledger) holder(uuid string) string {
 	for c, all := range l.claims {
 		if slices.Contains(all, uuid) {

@@ -112,7 +112,8 @@ func (s *Supervisor) tell(ctx context.Context, dir, uuid string, commands ...str
 }
 
 // Become turns this process, which has a mount namespace of its own, into the daemon: its /dev/shm is the one in
-// dir. It returns only on failure.
+// dir. Its sockets are for clients of any user, so that its umask is the usual one, whatever ours is. It returns only on
+// failure.
 func Become(control, dir string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("mount namespace: %w", err)
@@ -121,6 +122,7 @@ func Become(control, dir string) error {
 	if err := unix.Mount(shm, "/dev/shm", "", unix.MS_BIND, ""); err != nil {
 		return &os.PathError{Op: "bind to /dev/shm", Path: shm, Err: err}
 	}
+	unix.Umask(0o022)
 	return &os.PathError{Op: "exec", Path: control, Err: unix.Exec(control, []string{control, "-f"}, os.Environ())}
 }
 

@@ -124,6 +124,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	defer wg.Wait()
 	running := map[string]context.CancelFunc{}
 	have := map[string]GPU{}
+	ended := map[string]chan struct{}{} // of the last keeper of each GPU
 	defer func() {
 		for _, end := range running {
 			end()
@@ -136,6 +137,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		for _, uuid := range slices.Sorted(maps.Keys(running)) {
 			if want[uuid] != have[uuid] {
 				running[uuid]()
+				s.forget(uuid)
 				delete(running, uuid)
 				delete(have, uuid)
 			}
@@ -145,8 +147,15 @@ func (s *Supervisor) Run(ctx context.Context) error {
 				continue
 			}
 			one, end := context.WithCancel(ctx)
-			running[g.UUID], have[g.UUID] = end, g
-			wg.Go(func() { s.keep(one, g) })
+			before, done := ended[g.UUID], make(chan struct{})
+			running[g.UUID], have[g.UUID], ended[g.UUID] = end, g, done
+			wg.Go(func() {
+				defer close(done)
+				if before != nil {
+					<-before // it takes away the directory that this one uses
+				}
+				s.keep(one, g)
+			})
 		}
 		select {
 		case <-ctx.Done():
@@ -156,7 +165,16 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 }
 
-// keep restarts one GPU's daemon until ctx ends.
+// forget ends what is known of a daemon that is no longer wanted: another one may be, on the same GPU.
+func (s *Supervisor) forget(uuid string) {
+	s.mu.Lock()
+	delete(s.serving, uuid)
+	delete(s.reasons, uuid)
+	s.mu.Unlock()
+	s.cfg.Changed()
+}
+
+// keep restarts one GPU's daemon until ctx ends, then takes everything of it away.
 func (s *Supervisor) keep(ctx context.Context, g GPU) {
 	pause := s.cfg.Pause
 	for ctx.Err() == nil {
@@ -178,9 +196,10 @@ func (s *Supervisor) keep(ctx context.Context, g GPU) {
 	if err := s.remove(g.UUID); err != nil {
 		s.cfg.Log.Error("MPS directory stays", "gpu", g.UUID, "error", err)
 	}
+	s.forget(g.UUID) // an answer that was on its way may have said that it serves
 }
 
-// ensure makes a GPU's directories. Clients of any user reach the sockets and the shared memory.
+// ensure makes a GPU's directories. Clients of any user reach the sockets and the shared memory, whatever our umask.
 func (s *Supervisor) ensure(uuid string) (string, error) {
 	dir := filepath.Join(s.cfg.Dir, uuid)
 	shm := filepath.Join(dir, "shm")
@@ -188,6 +207,9 @@ func (s *Supervisor) ensure(uuid string) (string, error) {
 		if err := os.MkdirAll(d, 0o755); err != nil { //nolint:gosec // clients of any user
 			return "", err
 		}
+	}
+	if err := os.Chmod(filepath.Join(dir, "pipe"), 0o755); err != nil { //nolint:gosec // clients of any user
+		return "", err
 	}
 	var own, parent unix.Stat_t
 	if err := errors.Join(unix.Stat(shm, &own), unix.Stat(dir, &parent)); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -161,9 +162,89 @@ func TestRefusal(t *testing.T) {
 	await(t, "it serves", func() bool { return s.Reason("GPU-a") == "" })
 }
 
+// TestUmask: clients of any user may enter, although the service's umask keeps all others out of what it makes.
+func TestUmask(t *testing.T) {
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	s, dir := supervisor(t)
+	s.Set([]GPU{{UUID: "GPU-a", Memory: 1 << 30, Replicas: 2}})
+	await(t, "it serves", func() bool { return s.Reason("GPU-a") == "" })
+	for name, want := range map[string]os.FileMode{"pipe": 0o755 | os.ModeDir, "pipe/pid": 0o644, "shm": 0o777 | os.ModeDir | os.ModeSticky} {
+		fi, err := os.Stat(filepath.Join(dir, "GPU-a", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Mode() != want {
+			t.Errorf("%s: %v, want %v", name, fi.Mode(), want)
+		}
+	}
+}
+
+// TestUnit: the service's mounts are the node's, or no container would have the shared memory of its daemon.
+func TestUnit(t *testing.T) {
+	unit := read(t, "../../../deploy/gpu/berth-gpu.service")
+	if !strings.Contains(unit, "ExecStart=/usr/local/bin/berth-gpu ") {
+		t.Fatal(unit)
+	}
+	for line := range strings.Lines(unit) {
+		for _, own := range []string{ // systemd.exec(5): each gives the service a mount namespace of its own
+			"Protect", "Private", "ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths", "NoExecPaths", "Bind", "TemporaryFileSystem",
+			"MountFlags", "MountAPIVFS", "MountImages", "RootDirectory", "RootImage", "ExtensionImages", "DynamicUser",
+		} {
+			if strings.HasPrefix(line, own) {
+				t.Errorf("%q", line)
+			}
+		}
+	}
+}
+
 func TestNoProgram(t *testing.T) {
 	s, _ := supervisor(t)
 	s.cfg.Control = "/nonexistent/nvidia-cuda-mps-control"
 	s.Set([]GPU{{UUID: "GPU-a", Memory: 1 << 30, Replicas: 2}})
 	await(t, "it says what is missing", func() bool { return strings.Contains(s.Reason("GPU-a"), "the driver's own program") })
+}
+
+// warnings counts what is logged, none of which may be there where daemons follow one another in peace.
+type warnings struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (w *warnings) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = append(w.all, string(p))
+	return len(p), nil
+}
+
+// TestAnotherShare: a GPU whose shares change has one daemon after the other, never two over one directory; in between
+// nothing serves, and a GPU that is shared no more is not said to serve.
+func TestAnotherShare(t *testing.T) {
+	s, dir := supervisor(t)
+	w := &warnings{}
+	s.cfg.Log = slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	s.cfg.Check = 200 * time.Millisecond // a busy machine takes its time to start a process
+	for i := range 4 {
+		replicas := 2 << (i % 2)
+		s.Set([]GPU{{UUID: "GPU-a", Memory: 20 << 30, Replicas: replicas}})
+		want := fmt.Sprintf("set_default_active_thread_percentage %d\n", 100/replicas)
+		await(t, "the new daemon serves", func() bool {
+			b, err := os.ReadFile(filepath.Join(dir, "GPU-a/pipe/commands"))
+			return s.Reason("GPU-a") == "" && err == nil && strings.Contains(string(b), want)
+		})
+		own := pid(t, dir, "GPU-a")
+		time.Sleep(2 * s.cfg.Check)
+		if s.Reason("GPU-a") != "" || pid(t, dir, "GPU-a") != own || read(t, dir, "GPU-a/shm/mine") != "GPU-a" {
+			t.Fatalf("change %d: %q", i, s.Reason("GPU-a"))
+		}
+	}
+	s.Set(nil)
+	await(t, "its directory goes", func() bool { _, err := os.Stat(filepath.Join(dir, "GPU-a")); return errors.Is(err, os.ErrNotExist) })
+	await(t, "nobody says that it serves", func() bool { return s.Reason("GPU-a") != "" })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.all) > 0 {
+		t.Error(w.all)
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/policy"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -32,13 +33,15 @@ type Config struct {
 	CDIDir string
 	Health health.Rules
 	Poll   time.Duration
+	// Start is how long the driver may take to come up: until then what is known from the cache is not judged.
+	Start time.Duration
 	// Forget is how long a GPU that is gone stays listed.
 	Forget time.Duration
 	Policy policy.Policy
 	// MPS says why a GPU's MPS daemon does not serve, "" if it does; nil where there are none.
 	MPS func(uuid string) string
-	// Held is the resource claim that has a device, "" if none has; nil where there are none.
-	Held func(uuid string) string
+	// Held says who keeps an id of an offer from being given away, "" if nobody does; nil where there is no ledger.
+	Held func(o ledger.Offer, id string) string
 	Log  *slog.Logger
 	// Now is the clock.
 	Now func() time.Time
@@ -60,13 +63,14 @@ type Driver struct {
 type State struct {
 	// Live says that the source has answered in this process's life; before that the inventory is the cached one.
 	Live bool
-	// Specified says that the CDI specification on disk is this state's.
-	Specified bool
-	Inventory *inventory.Node
-	Health    map[string]health.State  // by GPU UUID
-	Samples   map[string]health.Sample // the last ones
-	Reasons   map[string]string        // of GPUs that may not be given away
-	Plan      policy.Plan
+	// Specified says that the CDI specification on disk is this state's; Unspecified why it is not, once Live.
+	Specified   bool
+	Unspecified string
+	Inventory   *inventory.Node
+	Health      map[string]health.State  // by GPU UUID
+	Samples     map[string]health.Sample // the last ones
+	Reasons     map[string]string        // of GPUs that may not be given away
+	Plan        policy.Plan
 	// Problems are what an operator should know.
 	Problems []string
 }
@@ -76,6 +80,8 @@ type Node struct {
 	cfg Config
 	src discovery.Source
 	cdi specifier
+
+	started time.Time
 
 	// of Run's goroutine alone
 	asking  bool     // a question for the list is out
@@ -90,13 +96,14 @@ type Node struct {
 	state   *State
 	changed chan struct{} // closed when state is replaced
 	events  []health.Event
+	deaf    error // why events are not heard
 	wake    chan struct{}
 }
 
 // New makes a node with the cached inventory, if there is one.
 func New(cfg Config, src discovery.Source) *Node {
-	n := &Node{cfg: cfg, src: src, policy: cfg.Policy, changed: make(chan struct{}), wake: make(chan struct{}, 1), lists: make(chan listing, 1)}
-	n.cdi = specifier{cfg: cfg.Driver, dir: cfg.CDIDir}
+	n := &Node{cfg: cfg, src: src, started: cfg.Now(), policy: cfg.Policy, changed: make(chan struct{}), wake: make(chan struct{}, 1), lists: make(chan listing, 1)}
+	n.cdi = specifier{cfg: cfg.Driver, dir: cfg.CDIDir, now: cfg.Now}
 	s := &State{Inventory: &inventory.Node{}, Health: map[string]health.State{}, Samples: map[string]health.Sample{}}
 	if err := n.restore(s); err != nil {
 		cfg.Log.Warn("the cached inventory is not used", "error", err)
@@ -113,12 +120,16 @@ func (n *Node) State() (*State, <-chan struct{}) {
 	return n.state, n.changed
 }
 
-// Await returns the first state that is ready to allocate from: live, and specified on disk.
+// Await returns the first state that is live, if it is specified on disk. One that is not is Unavailable at once: only
+// an operator can mend that, and the kubelet admits no other pod while it is kept waiting.
 func (n *Node) Await(ctx context.Context) (*State, error) {
 	for {
 		s, changed := n.State()
-		if s.Live && s.Specified {
+		switch {
+		case s.Live && s.Specified:
 			return s, nil
+		case s.Live:
+			return nil, errs.Unavailable.Errorf("devices cannot be given away: %s", s.Unspecified)
 		}
 		select {
 		case <-changed:
@@ -183,10 +194,16 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// listen collects events; a source that fails is asked again after a poll.
+// listen collects events; a source that fails is asked again after a poll, and is a problem until one waits again.
 func (n *Node) listen(ctx context.Context) {
 	for ctx.Err() == nil {
+		waits := time.AfterFunc(n.cfg.Poll, func() { n.hear(nil, nil) })
 		events, err := n.src.Events(ctx)
+		waits.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+		n.hear(events, err)
 		if err != nil {
 			select {
 			case <-ctx.Done():
@@ -194,11 +211,23 @@ func (n *Node) listen(ctx context.Context) {
 			}
 			continue
 		}
-		n.mu.Lock()
-		n.events = append(n.events, events...)
-		n.mu.Unlock()
 		n.Poke()
 	}
+}
+
+// hear takes what a source said, or why it says nothing.
+func (n *Node) hear(events []health.Event, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.events, n.deaf = append(n.events, events...), err
+}
+
+// heard takes the events since the last call, with why there may be more that were not heard.
+func (n *Node) heard() (events []health.Event, deaf error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	events, n.events = n.events, nil
+	return events, n.deaf
 }
 
 // publish replaces the state.

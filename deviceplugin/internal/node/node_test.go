@@ -191,3 +191,144 @@ func TestRunEnds(t *testing.T) {
 		t.Error(err, time.Since(start))
 	}
 }
+
+// deaf is a source whose events fail while err is not nil.
+type deaf struct {
+	discovery.Source
+	err error
+}
+
+func (d deaf) Events(ctx context.Context) ([]health.Event, error) {
+	if d.err != nil {
+		return nil, d.err
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestDeaf: that XIDs are not heard is a problem, until they are.
+func TestDeaf(t *testing.T) {
+	l := newLab(t)
+	l.up("b")
+	l.cfg.Poll = 20 * time.Millisecond
+	src := l.src
+	for _, err := range []error{errors.New("there is no kernel log"), nil} {
+		l.src = deaf{src, err}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		l.listen(ctx)
+		cancel()
+		s := l.look()
+		if all := strings.Join(s.Problems, "\n"); strings.Contains(all, "XIDs are not heard") != (err != nil) || err != nil && !strings.Contains(all, err.Error()) {
+			t.Errorf("%v: %q", err, s.Problems)
+		}
+	}
+}
+
+// TestUnspecified: while the specification cannot be written no device is given away, at once and with the reason; what
+// it names is looked at again without a change of anything else.
+func TestUnspecified(t *testing.T) {
+	l := newLab(t)
+	dir := filepath.Join(l.dir, "cdi")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // no directory can be made there
+		t.Fatal(err)
+	}
+	l.up("b")
+	s := l.look()
+	for _, d := range s.Plan.Resources[0].Devices {
+		if !strings.Contains(d.Reason, "CDI directory") {
+			t.Errorf("%s: %q", d.ID, d.Reason)
+		}
+	}
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := l.Await(ctx); errs.Of(err) != errs.Unavailable || !strings.Contains(err.Error(), "CDI directory") || time.Since(start) > time.Second {
+		t.Errorf("after %v: %v", time.Since(start), err)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	if s = l.look(); !s.Specified || !s.Plan.Resources[0].Devices[0].Healthy() {
+		t.Errorf("it is mended: %q", s.Problems)
+	}
+	if _, err := l.Await(ctx); err != nil {
+		t.Error(err)
+	}
+	gone := filepath.Join(l.dir, "dev/nvidia0")
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	l.look()
+	l.now = l.now.Add(lookAgain)
+	l.look()
+	if _, err := os.Lstat(gone); err != nil {
+		t.Error("a node that is deleted is not noticed:", err)
+	}
+}
+
+// TestUVM: without nvidia-uvm no container computes, and so none gets a GPU for it.
+func TestUVM(t *testing.T) {
+	l := newLab(t)
+	l.set(strings.ReplaceAll(profile, "uvm: 510", "uvm: 0"))
+	l.up("b")
+	l.cdi.cfg.Capabilities = []driver.Capability{driver.Utility, driver.Compute}
+	s := l.look()
+	if len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "modprobe nvidia-uvm") || !strings.Contains(s.Plan.Resources[0].Devices[0].Reason, "modprobe nvidia-uvm") {
+		t.Errorf("%q, %+v", s.Problems, s.Plan.Resources[0].Devices[0])
+	}
+	l.cdi.cfg.Capabilities = []driver.Capability{driver.Utility}
+	if s = l.look(); len(s.Problems) != 0 || !s.Plan.Resources[0].Devices[0].Healthy() {
+		t.Errorf("nobody is to compute: %q", s.Problems)
+	}
+	l.cdi.cfg.Capabilities = []driver.Capability{driver.Compute}
+	l.set(profile)
+	if s = l.look(); len(s.Problems) != 0 || !s.Plan.Resources[0].Devices[0].Healthy() {
+		t.Errorf("it was loaded: %q", s.Problems)
+	}
+}
+
+// TestBoot: what is known from before a reboot is not judged while the driver may still come up.
+func TestBoot(t *testing.T) {
+	l := newLab(t)
+	l.up("boot-1")
+	l.look()
+	l.set(profile + "hang: 1s\nfaults: [{gpu: 1, sample: {lost: true}}]\n")
+	l.up("boot-2")
+	if s := l.look(); s.Live || len(s.Inventory.GPUs) != 4 || len(s.Reasons) != 0 {
+		t.Errorf("the driver is slow: %+v", s.Reasons)
+	}
+	s := l.look()
+	for end := time.Now().Add(5 * time.Second); !s.Live && time.Now().Before(end); s = l.look() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !s.Live || len(s.Reasons) != 1 {
+		t.Errorf("it is up: live %v, %v", s.Live, s.Reasons)
+	}
+	l.set(profile)
+	l.up("boot-3")
+	l.cfg.Start = 10 * time.Second
+	if err := os.Remove(filepath.Join(l.dir, "profile.yaml")); err != nil { // every call fails
+		t.Fatal(err)
+	}
+	if s = l.look(); s.Live || len(s.Problems) == 0 || len(s.Reasons) != 0 {
+		t.Errorf("it is not loaded yet: %q, %v", s.Problems, s.Reasons)
+	}
+	l.now = l.now.Add(l.cfg.Start)
+	if s = l.look(); s.Live || len(s.Reasons) != 4 {
+		t.Errorf("it does not come: %v", s.Reasons)
+	}
+}
+
+// TestMPSMemory: without NVML nobody knows how much of a GPU is one client's, and so no client gets any.
+func TestMPSMemory(t *testing.T) {
+	l := newLab(t)
+	l.up("b")
+	rule := policy.Rule{Name: "x.y/mps", Sharing: policy.MPS, Replicas: 2}
+	for memory, want := range map[uint64]string{0: "memory is not known", 1 << 30: ""} {
+		rule.Memory = memory
+		l.SetPolicy(policy.Policy{Rules: []policy.Rule{rule}})
+		if d := l.look().Plan.Resources[0].Devices[0]; d.Healthy() != (want == "") || !strings.Contains(d.Reason, want) {
+			t.Errorf("%d bytes: %q", memory, d.Reason)
+		}
+	}
+}

@@ -9,8 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/berth-project/berth/deviceplugin/internal/discovery"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/policy"
 	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/proto/errs"
@@ -44,7 +46,11 @@ func (n *Node) round(ctx context.Context) {
 		}
 	}
 	next.Problems = append(next.Problems, n.bad...)
-	n.look(ctx, old, next)
+	if n.comesUp(next) {
+		next.Health, next.Samples = old.Health, old.Samples
+	} else {
+		n.look(ctx, old, next)
+	}
 	if ctx.Err() != nil {
 		return
 	}
@@ -53,10 +59,13 @@ func (n *Node) round(ctx context.Context) {
 		next.Problems = append(next.Problems, err.Error())
 	}
 	if next.Live {
-		for _, p := range n.cdi.ensure(next.Inventory) {
+		problems := n.cdi.ensure(next.Inventory)
+		for _, p := range problems {
 			next.Problems = append(next.Problems, p.Error())
 		}
-		next.Specified = n.cdi.usable
+		if next.Specified = n.cdi.usable; !next.Specified {
+			next.Unspecified = problems[len(problems)-1].Error() // the one that kept it
+		}
 		n.withhold(next)
 	}
 	n.log(old, next)
@@ -124,12 +133,19 @@ func (n *Node) keepLost(old *State, list *inventory.Node) *inventory.Node {
 	return list
 }
 
+// comesUp says whether the driver may not be there yet: it has not answered, nor failed for longer than a start takes. A
+// look would find no GPU then, and a kubelet that starts refuses the pods of before a reboot whose devices are
+// unhealthy. Nothing is given away meanwhile.
+func (n *Node) comesUp(s *State) bool {
+	return !s.Live && (n.listErr == nil || n.cfg.Now().Sub(n.started) < n.cfg.Start)
+}
+
 // look samples every GPU and steps its machine.
 func (n *Node) look(ctx context.Context, old, next *State) {
-	n.mu.Lock()
-	events := n.events
-	n.events = nil
-	n.mu.Unlock()
+	events, deaf := n.heard()
+	if deaf != nil {
+		next.Problems = append(next.Problems, "XIDs are not heard, GPUs are judged by samples alone: "+deaf.Error())
+	}
 	for _, e := range events { // one of a GPU that could not be named is for the samples to find
 		x := health.LookUp(e.XID)
 		n.cfg.Log.Warn("XID", "gpu", e.GPU, "xid", e.XID, "class", x.Class, "means", x.Name)
@@ -141,7 +157,9 @@ func (n *Node) look(ctx context.Context, old, next *State) {
 	results := make([]result, len(next.Inventory.GPUs))
 	var wg sync.WaitGroup
 	for i, g := range next.Inventory.GPUs {
-		wg.Go(func() { results[i].sample, results[i].err = n.src.Sample(ctx, g.UUID) })
+		wg.Go(func() {
+			results[i].sample, results[i].err = n.src.Sample(ctx, discovery.Target{UUID: g.UUID, Bus: g.Bus})
+		})
 	}
 	wg.Wait()
 	for i, g := range next.Inventory.GPUs {
@@ -179,26 +197,40 @@ func (n *Node) judge(s *State) {
 	for _, r := range s.Plan.Resources {
 		for i := range r.Devices {
 			d := &r.Devices[i]
-			if r.Rule.Sharing == policy.MPS && d.Reason == "" && n.cfg.MPS != nil {
-				d.Reason = n.cfg.MPS(d.UUID)
+			if r.Rule.Sharing == policy.MPS && d.Reason == "" {
+				d.Reason = n.mps(r.Rule, *d)
 			}
 			if d.Reason == "" && n.cfg.Held != nil {
-				if c := n.cfg.Held(d.UUID); c != "" {
-					d.Reason = "held by the resource claim " + c
+				d.Reason = n.cfg.Held(ledger.Offer{Resource: r.Rule.Name, Shares: r.Rule.Shares()}, d.ID)
+				if d.Reason == "" && d.GPU != d.UUID { // somebody may have it whole, from before it was divided
+					d.Reason = n.cfg.Held(ledger.Offer{}, d.GPU)
 				}
 			}
 		}
 	}
 }
 
-// withhold marks the devices that no runtime could be told of: one that is broken does not keep the others back.
-func (n *Node) withhold(s *State) {
-	if !s.Specified {
-		return // Allocate waits for all of them
+// mps says why a share has no daemon that serves it; "" if it has.
+func (n *Node) mps(r policy.Rule, d policy.Device) string {
+	switch {
+	case r.ClientMemory(d) == 0:
+		return "MPS: the GPU's memory is not known without NVML, nor a client's part of it: set memory_mib"
+	case n.cfg.MPS != nil:
+		return n.cfg.MPS(d.UUID)
 	}
+	return ""
+}
+
+// withhold marks the devices that no runtime could be told of: one that is broken does not keep the others back, a
+// specification that cannot be used keeps all.
+func (n *Node) withhold(s *State) {
 	for _, r := range s.Plan.Resources {
 		for i := range r.Devices {
-			if d := &r.Devices[i]; d.Reason == "" {
+			switch d := &r.Devices[i]; {
+			case d.Reason != "":
+			case !s.Specified:
+				d.Reason = "no container can have it: " + s.Unspecified
+			default:
 				d.Reason = n.cdi.why(d.UUID)
 			}
 		}

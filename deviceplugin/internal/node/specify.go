@@ -14,12 +14,14 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/cdi"
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/proto/errs"
 )
 
 // specifier keeps the CDI specification on disk what the inventory says. It belongs to Run's goroutine.
 type specifier struct {
 	cfg Driver
 	dir string
+	now func() time.Time
 
 	version string // of the driver whose files were looked up
 	files   driver.Files
@@ -27,16 +29,19 @@ type specifier struct {
 	looked  time.Time
 	last    cdi.Input
 	spec    *specs.Spec
-	stamp   string // of the file that was verified
+	stamp   string    // of the file that was verified
+	checked time.Time // when
 	failed  []error
 	usable  bool             // the file is there and what all devices share is right
 	broken  map[string]error // devices that are not in it, or not right, by UUID
 }
 
-// lookAgain is how often files that were not found are looked for again.
+// lookAgain is how often files that were not found are looked for again, and those that were are looked at: nobody
+// tells of a driver that is removed or a node that is deleted.
 const lookAgain = 5 * time.Second
 
-// ensure writes and verifies the specification, doing nothing while neither the inventory nor the file has changed.
+// ensure writes and verifies the specification. While neither the inventory nor the file has changed it does so once in
+// lookAgain, and nothing in between.
 // The problems it returns hold until they are mended: each call looks again. Afterwards usable and broken say what
 // may be given away.
 func (s *specifier) ensure(n *inventory.Node) []error {
@@ -45,15 +50,19 @@ func (s *specifier) ensure(n *inventory.Node) []error {
 	if err != nil {
 		return []error{fmt.Errorf("device numbers: %w", err)}
 	}
-	if n.Driver.Version != s.version || s.missing != nil && time.Since(s.looked) > lookAgain {
+	if majors.NVIDIA > 0 && majors.UVM == 0 && slices.Contains(s.cfg.Capabilities, driver.Compute) {
+		return []error{errs.FailedPrecondition.Errorf("nvidia-uvm has no major number in /proc/devices and CUDA starts on no GPU without it: load it (modprobe nvidia-uvm)")}
+	}
+	if n.Driver.Version != s.version || s.missing != nil && s.now().Sub(s.looked) > lookAgain {
 		s.files, s.missing = driver.Find(s.cfg.Root, n.Driver.Version, s.cfg.Capabilities)
-		s.version, s.looked = n.Driver.Version, time.Now()
+		s.version, s.looked = n.Driver.Version, s.now()
 	}
 	if s.missing != nil && !s.cfg.Optional {
 		return []error{s.missing}
 	}
 	in := cdi.Input{Node: n, Majors: majors, Files: s.files, Dev: s.cfg.Dev, Graphics: s.graphics()}
-	if s.spec != nil && len(s.failed) == 0 && reflect.DeepEqual(in, s.last) && s.stamp != "" && s.stamp == stampOf(s.dir) {
+	known := s.spec != nil && len(s.failed) == 0 && reflect.DeepEqual(in, s.last) && s.stamp != "" && s.stamp == stampOf(s.dir)
+	if known && s.now().Sub(s.checked) < lookAgain {
 		s.usable = true
 		return nil
 	}
@@ -77,7 +86,7 @@ func (s *specifier) write(in cdi.Input) (problems []error) {
 		s.version = "" // files may have moved: look for them again
 		return append(problems, fmt.Errorf("the CDI specification names what is not there: %w", err))
 	}
-	s.last, s.spec, s.stamp, s.usable, s.broken = in, spec, stampOf(s.dir), true, broken
+	s.last, s.spec, s.stamp, s.usable, s.broken, s.checked = in, spec, stampOf(s.dir), true, broken, s.now()
 	for uuid, err := range broken {
 		problems = append(problems, fmt.Errorf("%s: %w", uuid, err))
 	}

@@ -30,7 +30,7 @@ type MIGStrategy string
 
 // The strategies, as in NVIDIA's device plugin.
 const (
-	// MIGNone offers whole GPUs and ignores MIG mode.
+	// MIGNone offers whole GPUs. One in MIG mode is none: CUDA computes on its instances alone.
 	MIGNone MIGStrategy = "none"
 	// MIGSingle offers the instances under the GPUs' own name; all have to be alike.
 	MIGSingle MIGStrategy = "single"
@@ -47,7 +47,7 @@ type Rule struct {
 	Sharing                 Sharing
 	Replicas                int // shares of each device, at least 2 unless Exclusive
 	Spread                  alloc.Policy
-	// One refuses a container that asks for more than one share.
+	// One refuses a container that asks for more than one share; MPS always does.
 	One bool
 	// Memory is what an MPS client may have, in bytes; 0: its equal part.
 	Memory uint64
@@ -59,6 +59,14 @@ func (r Rule) ClientMemory(d Device) uint64 {
 		return r.Memory
 	}
 	return d.Memory / uint64(max(r.Replicas, 1)) //nolint:gosec // positive
+}
+
+// Shares are how many a device is offered in; 1: as a whole.
+func (r Rule) Shares() int {
+	if r.Sharing == Exclusive {
+		return 1
+	}
+	return r.Replicas
 }
 
 // Policy is all of it.
@@ -135,7 +143,11 @@ func candidates(n *inventory.Node, p Policy) (all []candidate, plan Plan) {
 	whole := false
 	for i := range n.GPUs {
 		g := &n.GPUs[i]
-		if !g.MIG || p.MIG == MIGNone && len(p.Rules) == 0 {
+		if g.MIG && p.MIG == MIGNone && len(p.Rules) == 0 {
+			plan.Unserved = append(plan.Unserved, Unserved{g.UUID, "it is in MIG mode: set mig_strategy to single or mixed to offer its instances, or switch MIG off"})
+			continue
+		}
+		if !g.MIG {
 			all = append(all, candidate{uuid: g.UUID, gpu: g, memory: g.Memory})
 			whole = true
 			continue

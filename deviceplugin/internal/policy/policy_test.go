@@ -56,7 +56,7 @@ func TestCompile(t *testing.T) {
 		want string
 	}{
 		{"nothing said", node(), Policy{MIG: MIGNone}, "nvidia.com/gpu: GPU00 GPU01(lost) GPU02 GPU03\n"},
-		{"none ignores MIG mode", node(1), Policy{MIG: MIGNone}, "nvidia.com/gpu: GPU00 GPU01(lost) GPU02 GPU03\n"},
+		{"none leaves a divided GPU out", node(1), Policy{MIG: MIGNone}, "nvidia.com/gpu: GPU00 GPU02 GPU03\nnot: GPU01 it is in MIG mode: set mig_str\n"},
 		{
 			"mixed", node(1),
 			Policy{MIG: MIGMixed},

@@ -46,6 +46,9 @@ func pick(r *policy.Resource, ids []string) ([]policy.Device, error) {
 	if r.Rule.One && len(ids) > 1 {
 		return nil, errs.InvalidArgument.Errorf("%s: %d shares for one container: they would be shares of the same time; request 1", r.Rule.Name, len(ids))
 	}
+	if r.Rule.Sharing == policy.MPS && len(ids) > 1 {
+		return nil, errs.InvalidArgument.Errorf("%s: %d shares for one container: a program is one daemon's client, with one share's memory; request 1", r.Rule.Name, len(ids))
+	}
 	var picked []policy.Device
 	seen := map[string]bool{}
 	for _, id := range ids {
@@ -91,7 +94,7 @@ func (a responder) answer(r *policy.Resource, picked []policy.Device) *dp.Contai
 		out.Annotations = map[string]string{key: strings.Join(names, ",")}
 	}
 	if r.Rule.Sharing == policy.MPS {
-		a.mps(out, r, picked[0])
+		a.mps(out, r, picked[0]) // the only one: pick refuses two
 	}
 	return out
 }

@@ -57,7 +57,8 @@ func TestPickRefuses(t *testing.T) {
 		"sick":     {offer(3, 1, policy.Exclusive), []string{uuid(2)}, errs.FailedPrecondition, "unhealthy: lost"},
 		"too many": {offer(3, 1, policy.Exclusive), []string{uuid(0), uuid(1), uuid(2), uuid(3)}, errs.InvalidArgument, "4 device ids"},
 		"the GPU itself, where shares are offered": {offer(3, 2, policy.TimeSlicing), []string{uuid(0)}, errs.NotFound, "there is no device"},
-		"two shares where one is allowed":          {one, []string{uuid(0) + "::0", uuid(1) + "::0"}, errs.InvalidArgument, "request 1"},
+		"two MPS shares":                  {offer(3, 2, policy.MPS), []string{uuid(0) + "::0", uuid(1) + "::0"}, errs.InvalidArgument, "one daemon's client"},
+		"two shares where one is allowed": {one, []string{uuid(0) + "::0", uuid(1) + "::0"}, errs.InvalidArgument, "request 1"},
 	} {
 		if got, err := pick(c.r, c.ids); errs.Of(err) != c.want || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v, %v", name, got, err)

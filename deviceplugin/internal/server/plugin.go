@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-project/berth/deviceplugin/internal/alloc"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/node"
 	"github.com/berth-project/berth/deviceplugin/internal/policy"
 	"github.com/berth-project/berth/internal/failpoint"
@@ -30,9 +31,9 @@ var (
 
 // Ledger refuses what somebody else holds, and remembers what was given away.
 type Ledger interface {
-	// Give notes that GPUs or instances, by UUID, are given to a container of a resource. One that is held by a
-	// claim is FailedPrecondition, and nothing is noted.
-	Give(uuids []string) error
+	// Give notes that ids of an offer are given to a container. A device that is held by a claim, or by a container
+	// under another offer, is FailedPrecondition, and nothing is noted.
+	Give(o ledger.Offer, ids []string) error
 }
 
 // plugin serves one resource.
@@ -137,21 +138,19 @@ func (p *plugin) Allocate(ctx context.Context, req *dp.AllocateRequest) (*dp.All
 		return nil, errs.NotFound.Errorf("%s is no longer offered", p.name)
 	}
 	out := &dp.AllocateResponse{}
-	var uuids []string
+	var ids []string
 	for _, c := range req.GetContainerRequests() {
 		picked, err := pick(r, c.GetDevicesIds())
 		if err != nil {
 			return nil, err
 		}
-		for _, d := range picked {
-			uuids = append(uuids, d.UUID)
-		}
+		ids = append(ids, c.GetDevicesIds()...)
 		out.ContainerResponses = append(out.ContainerResponses, p.reply.answer(r, picked))
 	}
 	if len(out.GetContainerResponses()) == 0 {
 		return nil, errs.InvalidArgument.Errorf("%s: no container_requests", p.name)
 	}
-	if err := p.ledger.Give(uuids); err != nil {
+	if err := p.ledger.Give(ledger.Offer{Resource: r.Rule.Name, Shares: r.Rule.Shares()}, ids); err != nil {
 		return nil, err
 	}
 	return out, failAfterAllocate.Hit()

@@ -17,6 +17,7 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/discovery"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/node"
 	"github.com/berth-project/berth/deviceplugin/internal/server"
 )
@@ -86,7 +87,7 @@ func Collect(ctx context.Context, n *node.Node, regs []server.Registration, hold
 			}
 		}
 		if x.Reason == "" {
-			x.Processes, _ = n.Source().Processes(ctx, g.UUID) //nolint:errcheck // one that cannot be asked shows none
+			x.Processes, _ = n.Source().Processes(ctx, discovery.Target{UUID: g.UUID, Bus: g.Bus}) //nolint:errcheck // one that cannot be asked shows none
 		}
 		v.GPUs = append(v.GPUs, x)
 	}
@@ -182,12 +183,11 @@ func mib(n uint64) string {
 	return fmt.Sprintf("%d MiB", n>>20)
 }
 
-// InUse are the UUIDs that containers have, for the ledger.
-func InUse(held []Holder) map[string]bool {
-	all := map[string]bool{}
-	for _, h := range held {
-		uuid, _, _ := strings.Cut(h.ID, "::")
-		all[strings.TrimPrefix(uuid, cdi.Kind+"=")] = true
+// InUse is what containers have, for the ledger.
+func InUse(held []Holder) []ledger.Use {
+	all := make([]ledger.Use, len(held))
+	for i, h := range held {
+		all[i] = ledger.Use{Resource: h.Resource, ID: strings.TrimPrefix(h.ID, cdi.Kind+"=")}
 	}
 	return all
 }

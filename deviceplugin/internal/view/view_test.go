@@ -10,16 +10,17 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/berth-project/berth/deviceplugin/internal/alloc"
+	"github.com/berth-project/berth/deviceplugin/internal/cdi"
 	"github.com/berth-project/berth/deviceplugin/internal/discovery/fake"
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
 	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
+	"github.com/berth-project/berth/deviceplugin/internal/ledger"
 	"github.com/berth-project/berth/deviceplugin/internal/node"
 	"github.com/berth-project/berth/deviceplugin/internal/policy"
 	"github.com/berth-project/berth/deviceplugin/internal/server"
@@ -145,12 +146,8 @@ func TestInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got []string
-	for u := range InUse(all) {
-		got = append(got, u)
-	}
-	slices.Sort(got)
-	if !slices.Equal(got, []string{"GPU-be27f000-0000-4000-8000-000000000201", "MIG-be27f000-0000-4000-8000-000007000000"}) {
+	if got := InUse(append(all, Holder{Resource: "nvidia.com/gpu.shared", ID: cdi.Kind + "=GPU-1::3"})); len(got) != len(all)+1 ||
+		got[0] != (ledger.Use{Resource: all[0].Resource, ID: all[0].ID}) || got[len(all)] != (ledger.Use{Resource: "nvidia.com/gpu.shared", ID: "GPU-1::3"}) {
 		t.Error(got)
 	}
 }

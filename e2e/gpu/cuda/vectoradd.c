@@ -12,7 +12,7 @@
 
 static const char *ptx =
 	".version 7.0\n.target sm_70\n.address_size 64\n"
-	".visible .entry add(.param .u64 pa, .param .u64 pb, .param .u64 pc, .param .u32 pn)\n{\n"
+	".visible .entry sum_of_two(.param .u64 pa, .param .u64 pb, .param .u64 pc, .param .u32 pn)\n{\n"
 	".reg .pred %p<2>;\n.reg .b32 %r<6>;\n.reg .f32 %f<4>;\n.reg .b64 %rd<8>;\n"
 	"ld.param.u64 %rd1, [pa];\nld.param.u64 %rd2, [pb];\nld.param.u64 %rd3, [pc];\nld.param.u32 %r1, [pn];\n"
 	"mov.u32 %r2, %ctaid.x;\nmov.u32 %r3, %ntid.x;\nmov.u32 %r4, %tid.x;\nmad.lo.s32 %r5, %r2, %r3, %r4;\n"
@@ -56,7 +56,7 @@ int main(int argc, char **argv) {
 	check("cuDeviceGetName", get_name(name, sizeof name, device));
 	check("cuCtxCreate", create(&context, 0, device));
 	check("cuModuleLoadData", load(&module, ptx));
-	check("cuModuleGetFunction", function(&add, module, "add"));
+	check("cuModuleGetFunction", function(&add, module, "sum_of_two"));
 	float *x = malloc(n * sizeof *x), *y = malloc(n * sizeof *y);
 	for (int i = 0; i < n; i++) { x[i] = i; y[i] = 2 * i; }
 	check("cuMemAlloc", alloc(&a, n * sizeof *x) || alloc(&b, n * sizeof *x) || alloc(&c, n * sizeof *x));

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,25 +13,17 @@ import (
 // TestReload: the offer changes with the file; a bad file is named and changes nothing.
 func TestReload(t *testing.T) {
 	l, k := started(t)
+	k.serveResources()
 	text, err := os.ReadFile(l.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := func(more string) {
-		t.Helper()
-		tmp := l.config + ".tmp"
-		if err := os.WriteFile(tmp, []byte(string(text)+more), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(tmp, l.config); err != nil {
-			t.Fatal(err)
-		}
-	}
-	const shared = "nvidia.com/gpu.shared"
+	set := func(more string) { l.setConfig(string(text) + more) }
 	set("\n[[resources]]\nname = \"" + shared + "\"\nselect = {uuid = [\"" + uuid(7) + "\"]}\nsharing = {strategy = \"time-slicing\", replicas = 4, one_per_container = true}\n[[resources]]\nname = \"" + gpu + "\"\n")
 	k.await(shared, 4, 4, soon)
 	k.await(gpu, 7, 7, soon)
-	if _, ids, err := k.run(shared, 1); err != nil || !strings.HasPrefix(ids[0], uuid(7)+"::") {
+	id, ids, err := k.run(shared, 1)
+	if err != nil || !strings.HasPrefix(ids[0], uuid(7)+"::") {
 		t.Error(ids, err)
 	}
 	if _, _, err := k.run(shared, 2); err == nil || !strings.Contains(err.Error(), "request 1") {
@@ -46,9 +39,65 @@ func TestReload(t *testing.T) {
 	k.await(gpu, 7, 7, 10*time.Millisecond)
 	l.setProfile(eight)
 	k.await(shared, 4, 4, soon)
-	set("") // the resource is dropped: first an empty list
-	k.await(gpu, 8, 8, soon)
+	set("")                  // the resource is dropped: first an empty list
+	k.await(gpu, 7, 8, soon) // of the eighth a pod has a share
 	k.await(shared, 0, 0, soon)
+	time.Sleep(1200 * time.Millisecond) // PodResources is asked once a second: what it never showed is given for longer
+	k.end(id)
+	k.await(gpu, 8, 8, backWithin)
+}
+
+const shared = "nvidia.com/gpu.shared"
+
+// backWithin is how long a device that a pod gave back may take to be offered anew: PodResources showed it, and has
+// not for 5 s.
+const backWithin = 8 * time.Second
+
+// TestOfferChangesUnderPods: a GPU that a pod has under one offer is nobody's under another, whichever way the offer
+// changes and over a restart of the plugin, until the pod ends.
+func TestOfferChangesUnderPods(t *testing.T) {
+	l, k := started(t)
+	k.serveResources()
+	text, err := os.ReadFile(l.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := func(name, sharing string) string {
+		return string(text) + "\n[[resources]]\nname = \"" + name + "\"\nsharing = {" + sharing + "}\n"
+	}
+	const four = "strategy = \"time-slicing\", replicas = 4"
+	pod, ids, err := k.run(gpu, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.setConfig(rule(gpu, four)) // the same name, other ids
+	k.await(gpu, 24, 32, soon)
+	if _, got, err := k.run(gpu, 24); err != nil || slices.ContainsFunc(got, func(id string) bool { return strings.HasPrefix(id, ids[0]) || strings.HasPrefix(id, ids[1]) }) {
+		t.Error(got, err)
+	}
+	if _, _, err := k.run(gpu, 1); err == nil {
+		t.Error("a share of a GPU that a pod has whole")
+	}
+	l.kill()
+	l.setConfig(rule(shared, four)) // another name, in another process, which has to ask who has what
+	l.start()
+	within(t, soon, "the resource", func() (bool, string) { _, all := k.counts(shared); return all == 32, l.log.String() })
+	if _, got, err := k.run(shared, 1); err == nil {
+		t.Errorf("%v was given, and pods have all GPUs", got)
+	}
+	k.await(shared, 0, 32, soon)
+	k.unique()
+	k.end(pod)
+	k.await(shared, 8, 32, backWithin)
+	if _, got, err := k.run(shared, 1); err != nil || !strings.HasPrefix(got[0], ids[0]) && !strings.HasPrefix(got[0], ids[1]) {
+		t.Error(got, err)
+	}
+	l.setConfig(string(text)) // and back
+	k.await(gpu, 1, 8, soon)
+	if _, _, err := k.run(gpu, 1); err != nil {
+		t.Error(err)
+	}
+	k.unique()
 }
 
 // TestStatus is the command, as an operator calls it.

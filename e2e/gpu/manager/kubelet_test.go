@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -168,17 +169,22 @@ func (k *kubelet) settle() {
 	})
 }
 
-// unique fails the test if two pods have a device.
+// unique fails the test if two pods have a device, or shares of one that they did not get under one offer: of another
+// name, or one of them whole.
 func (k *kubelet) unique() {
 	k.t.Helper()
-	owner := map[string]string{}
+	type use struct{ pod, resource, id string }
+	owners := map[string][]use{} // by UUID
 	for _, p := range k.active() {
-		for _, ids := range k.devices(p.Name) {
+		for name, ids := range k.devices(p.Name) {
 			for _, id := range ids {
-				if owner[id] != "" {
-					k.t.Fatalf("%s is %s's and %s's", id, owner[id], p.Name)
+				uuid, _, shared := strings.Cut(id, "::")
+				for _, o := range owners[uuid] {
+					if o.id == id || o.resource != name || !shared || o.id == uuid {
+						k.t.Fatalf("%s of %s is %s's, and %s of %s is %s's", o.id, o.resource, o.pod, id, name, p.Name)
+					}
 				}
-				owner[id] = p.Name
+				owners[uuid] = append(owners[uuid], use{p.Name, name, id})
 			}
 		}
 	}

@@ -106,11 +106,21 @@ func (l *lab) cdi() string { return filepath.Join(l.dir, "cdi") }
 
 func (l *lab) setProfile(text string) {
 	l.t.Helper()
-	tmp := l.profile + ".tmp"
-	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
+	l.replace(l.profile, text)
+}
+
+func (l *lab) setConfig(text string) {
+	l.t.Helper()
+	l.replace(l.config, text)
+}
+
+// replace writes a file as editors do.
+func (l *lab) replace(file, text string) {
+	l.t.Helper()
+	if err := os.WriteFile(file+".tmp", []byte(text), 0o600); err != nil {
 		l.t.Fatal(err)
 	}
-	if err := os.Rename(tmp, l.profile); err != nil {
+	if err := os.Rename(file+".tmp", file); err != nil {
 		l.t.Fatal(err)
 	}
 }

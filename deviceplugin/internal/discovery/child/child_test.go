@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-project/berth/deviceplugin/internal/discovery"
 	"github.com/berth-project/berth/deviceplugin/internal/discovery/fake"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -71,6 +72,10 @@ func client(t *testing.T, file, text string) (*Client, func(string)) {
 
 func uuid(i int) string { return fmt.Sprintf("GPU-be27f000-0000-4000-8000-%012x", i) }
 
+func gpu(i int) discovery.Target {
+	return discovery.Target{UUID: uuid(i), Bus: fmt.Sprintf("0000:%02x:00.0", 0x10+i*8)}
+}
+
 func within(t *testing.T, d time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -84,13 +89,16 @@ func TestAnswers(t *testing.T) {
 	if err != nil || len(n.GPUs) != 4 {
 		t.Fatal(n, err)
 	}
-	if s, err := c.Sample(within(t, 5*time.Second), uuid(2)); err != nil || s.Lost {
+	if s, err := c.Sample(within(t, 5*time.Second), gpu(2)); err != nil || s.Lost {
 		t.Error(s, err)
 	}
-	if _, err := c.Sample(within(t, 5*time.Second), uuid(9)); errs.Of(err) != errs.NotFound {
+	if _, err := c.Sample(within(t, 5*time.Second), gpu(9)); errs.Of(err) != errs.NotFound {
 		t.Error("a GPU that is not there:", err)
 	}
-	if ps, err := c.Processes(within(t, 5*time.Second), uuid(2)); err != nil || len(ps) != 0 {
+	if _, err := c.Sample(within(t, 5*time.Second), discovery.Target{UUID: uuid(2), Bus: gpu(1).Bus}); errs.Of(err) != errs.NotFound {
+		t.Error("a GPU where another one is:", err)
+	}
+	if ps, err := c.Processes(within(t, 5*time.Second), gpu(2)); err != nil || len(ps) != 0 {
 		t.Error(ps, err)
 	}
 	set(four + "faults: [{gpu: 1, xid: 31, times: 1}]\n")
@@ -114,7 +122,7 @@ func TestHang(t *testing.T) {
 		for i := range 4 {
 			wg.Go(func() {
 				start := time.Now()
-				_, err := c.Sample(within(t, 800*time.Millisecond), uuid(i))
+				_, err := c.Sample(within(t, 800*time.Millisecond), gpu(i))
 				if (err != nil) != (i == 1) {
 					t.Errorf("round %d: GPU %d: %v", round, i, err)
 				}
@@ -126,7 +134,7 @@ func TestHang(t *testing.T) {
 		wg.Wait()
 	}
 	set(four)
-	if _, err := c.Sample(within(t, 2*time.Second), uuid(1)); err != nil {
+	if _, err := c.Sample(within(t, 2*time.Second), gpu(1)); err != nil {
 		t.Error("it is well:", err)
 	}
 }
@@ -148,7 +156,7 @@ func TestCrash(t *testing.T) {
 func TestKilled(t *testing.T) {
 	c, _ := client(t, "p.yaml", four)
 	for range 5 {
-		if _, err := c.Sample(within(t, 2*time.Second), uuid(0)); err != nil {
+		if _, err := c.Sample(within(t, 2*time.Second), gpu(0)); err != nil {
 			t.Fatal(err)
 		}
 		c.mu.Lock()

@@ -122,7 +122,7 @@ func (c *Client) call(ctx context.Context, lane string, r request) (response, er
 // about asks for one GPU: in the shared child, or in its own while it is suspect.
 func (c *Client) about(ctx context.Context, r request) (response, error) {
 	c.mu.Lock()
-	alone := c.suspect[r.UUID]
+	alone := c.suspect[r.GPU.UUID]
 	c.mu.Unlock()
 	if !alone {
 		shared := ctx
@@ -139,14 +139,14 @@ func (c *Client) about(ctx context.Context, r request) (response, error) {
 			return resp, err
 		}
 	}
-	resp, err := c.call(ctx, r.UUID, r)
+	resp, err := c.call(ctx, r.GPU.UUID, r)
 	c.mu.Lock()
 	well := err == nil || errs.Of(err) == errs.NotFound
-	c.suspect[r.UUID] = !well
-	p := c.lanes[r.UUID]
+	c.suspect[r.GPU.UUID] = !well
+	p := c.lanes[r.GPU.UUID]
 	c.mu.Unlock()
 	if well && p != nil {
-		c.drop(r.UUID, p)
+		c.drop(r.GPU.UUID, p)
 	}
 	return resp, err
 }
@@ -195,8 +195,8 @@ func (c *Client) Inventory(ctx context.Context) (*inventory.Node, error) {
 }
 
 // Sample implements discovery.Source.
-func (c *Client) Sample(ctx context.Context, uuid string) (health.Sample, error) {
-	resp, err := c.about(ctx, request{Verb: verbSample, UUID: uuid})
+func (c *Client) Sample(ctx context.Context, t discovery.Target) (health.Sample, error) {
+	resp, err := c.about(ctx, request{Verb: verbSample, GPU: t})
 	if err != nil {
 		return health.Sample{}, err
 	}
@@ -213,7 +213,7 @@ func (c *Client) Events(ctx context.Context) ([]health.Event, error) {
 }
 
 // Processes implements discovery.Source.
-func (c *Client) Processes(ctx context.Context, uuid string) ([]discovery.Process, error) {
-	resp, err := c.about(ctx, request{Verb: verbProcesses, UUID: uuid})
+func (c *Client) Processes(ctx context.Context, t discovery.Target) ([]discovery.Process, error) {
+	resp, err := c.about(ctx, request{Verb: verbProcesses, GPU: t})
 	return resp.Processes, err
 }

@@ -29,9 +29,9 @@ const (
 )
 
 type request struct {
-	ID   uint64 `json:"id"`
-	Verb string `json:"verb"`
-	UUID string `json:"uuid,omitempty"`
+	ID   uint64           `json:"id"`
+	Verb string           `json:"verb"`
+	GPU  discovery.Target `json:"gpu,omitzero"` // of samples and processes
 }
 
 type response struct {
@@ -80,13 +80,13 @@ func answer(ctx context.Context, src discovery.Source, r request) (resp response
 		resp.Inventory, err = src.Inventory(ctx)
 	case verbSample:
 		var s health.Sample
-		if s, err = src.Sample(ctx, r.UUID); err == nil {
+		if s, err = src.Sample(ctx, r.GPU); err == nil {
 			resp.Sample = &s
 		}
 	case verbEvents:
 		resp.Events, err = src.Events(ctx)
 	case verbProcesses:
-		resp.Processes, err = src.Processes(ctx, r.UUID)
+		resp.Processes, err = src.Processes(ctx, r.GPU)
 	default:
 		err = errs.Unimplemented.Errorf("verb %q", r.Verb)
 	}

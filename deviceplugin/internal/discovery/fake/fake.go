@@ -271,8 +271,8 @@ func (t GPU) at(i int) inventory.GPU {
 }
 
 // Sample implements discovery.Source.
-func (s *Source) Sample(ctx context.Context, uuid string) (health.Sample, error) {
-	p, g, err := s.find(uuid)
+func (s *Source) Sample(ctx context.Context, t discovery.Target) (health.Sample, error) {
+	p, g, err := s.find(t)
 	if err != nil {
 		return health.Sample{}, err
 	}
@@ -291,14 +291,14 @@ func (s *Source) Sample(ctx context.Context, uuid string) (health.Sample, error)
 	return sample, nil
 }
 
-func (s *Source) find(uuid string) (*Profile, *inventory.GPU, error) {
+func (s *Source) find(t discovery.Target) (*Profile, *inventory.GPU, error) {
 	p, err := s.profile()
 	if err != nil {
 		return nil, nil, err
 	}
-	g := p.all.GPU(uuid)
-	if g == nil || slices.ContainsFunc(p.Faults, func(f Fault) bool { return f.GPU == g.Index && f.Gone }) {
-		return nil, nil, errs.NotFound.Errorf("there is no GPU %s", uuid)
+	g := p.all.GPU(t.UUID)
+	if g == nil || g.Bus != t.Bus || slices.ContainsFunc(p.Faults, func(f Fault) bool { return f.GPU == g.Index && f.Gone }) {
+		return nil, nil, errs.NotFound.Errorf("there is no GPU %s at %s", t.UUID, t.Bus)
 	}
 	return p, g, nil
 }
@@ -338,8 +338,8 @@ func (s *Source) news(p *Profile) (all []health.Event) {
 }
 
 // Processes implements discovery.Source: nobody computes on a model.
-func (s *Source) Processes(_ context.Context, uuid string) ([]discovery.Process, error) {
-	_, _, err := s.find(uuid)
+func (s *Source) Processes(_ context.Context, t discovery.Target) ([]discovery.Process, error) {
+	_, _, err := s.find(t)
 	return nil, err
 }
 

@@ -16,9 +16,11 @@ import (
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
 )
 
-// xidLine is the driver's message, "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, ...". Behind the number
+// xidLine is the driver's message, "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, ...". On a GPU in MIG mode
+// the instances stand behind the bus, "(PCI:0000:3b:00 GPU-I:05 GPU-CI:00)" or the first of them alone. Behind the number
 // is a program's own name: nothing of it is read.
-var xidLine = regexp.MustCompile(`^[^;]*;NVRM: Xid \(PCI:([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})(?:\.[0-7])?\): ([0-9]{1,4})(?:,|$|\s)`)
+var xidLine = regexp.MustCompile(`^[^;]*;NVRM: Xid \(PCI:([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})(?:\.[0-7])?` +
+	`(?: GPU-I:[0-9]+)?(?: GPU-CI:[0-9]+)?\): ([0-9]{1,4})(?:,|$|\s)`)
 
 // ParseXID reads one record of /dev/kmsg (Documentation/ABI/testing/dev-kmsg), "6,1234,5678,-;text". bus is without
 // the function, as the driver writes it. Records of user space (facility other than 0) are refused: anybody who may

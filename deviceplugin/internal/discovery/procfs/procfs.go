@@ -204,18 +204,18 @@ func PCIPath(a, b []string) inventory.Path {
 	}
 }
 
-// Sample implements discovery.Source: whether the GPU still answers on its bus. A device that fell off reads as all
-// ones.
-func (s *Source) Sample(ctx context.Context, uuid string) (health.Sample, error) {
+// Sample implements discovery.Source: whether the GPU still answers on its bus, and nothing else. A device that fell
+// off reads as all ones.
+func (s *Source) Sample(ctx context.Context, t discovery.Target) (health.Sample, error) {
 	n, err := s.Inventory(ctx)
 	if err != nil {
 		return health.Sample{}, err
 	}
-	g := n.GPU(uuid)
+	g := n.GPU(t.UUID)
 	if g == nil {
-		return health.Sample{}, errs.NotFound.Errorf("the driver does not list GPU %s", uuid)
+		return health.Sample{}, errs.NotFound.Errorf("the driver does not list GPU %s", t.UUID)
 	}
-	return health.Sample{Lost: s.silent(g.Bus)}, nil
+	return health.Sample{Lost: s.silent(g.Bus), Unread: health.Unread{ECC: true, Remap: true, Links: true, Recovery: true}}, nil
 }
 
 // silent reads the vendor id from the device's configuration space; sysfs's own "vendor" is remembered, not read.
@@ -233,14 +233,14 @@ func (s *Source) silent(bus string) bool {
 }
 
 // Processes implements discovery.Source: every process that has the GPU's node open.
-func (s *Source) Processes(ctx context.Context, uuid string) ([]discovery.Process, error) {
+func (s *Source) Processes(ctx context.Context, t discovery.Target) ([]discovery.Process, error) {
 	n, err := s.Inventory(ctx)
 	if err != nil {
 		return nil, err
 	}
-	g := n.GPU(uuid)
+	g := n.GPU(t.UUID)
 	if g == nil {
-		return nil, errs.NotFound.Errorf("the driver does not list GPU %s", uuid)
+		return nil, errs.NotFound.Errorf("the driver does not list GPU %s", t.UUID)
 	}
 	node := fmt.Sprintf("/dev/nvidia%d", g.Minor)
 	links, err := filepath.Glob(filepath.Join(s.Proc, "[0-9]*/fd/*"))

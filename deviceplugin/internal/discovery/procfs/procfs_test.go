@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-project/berth/deviceplugin/internal/discovery"
 	"github.com/berth-project/berth/deviceplugin/internal/driver"
+	"github.com/berth-project/berth/deviceplugin/internal/health"
 	"github.com/berth-project/berth/deviceplugin/internal/inventory"
 	"github.com/berth-project/berth/proto/errs"
 )
@@ -96,13 +98,13 @@ func TestInventory(t *testing.T) {
 
 func TestSample(t *testing.T) {
 	s := root(t, twoGPUs())
-	if h, err := s.Sample(context.Background(), gpuA); err != nil || h.Lost {
+	if h, err := s.Sample(context.Background(), discovery.Target{UUID: gpuA}); err != nil || h.Lost || h.Unread != (health.Unread{ECC: true, Remap: true, Links: true, Recovery: true}) {
 		t.Error(h, err)
 	}
-	if h, err := s.Sample(context.Background(), gpuB); err != nil || !h.Lost {
+	if h, err := s.Sample(context.Background(), discovery.Target{UUID: gpuB}); err != nil || !h.Lost {
 		t.Error("a GPU that reads as all ones is there:", h, err)
 	}
-	if _, err := s.Sample(context.Background(), "GPU-x"); errs.Of(err) != errs.NotFound {
+	if _, err := s.Sample(context.Background(), discovery.Target{UUID: "GPU-x"}); errs.Of(err) != errs.NotFound {
 		t.Error(err)
 	}
 	if _, err := root(t, map[string]string{"proc/devices": ""}).Inventory(context.Background()); errs.Of(err) != errs.Unavailable {
@@ -130,6 +132,9 @@ func TestParseXID(t *testing.T) {
 	for record, want := range map[string]int{
 		"3,1234,5678,-;NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.": 79,
 		"4,1,2,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=7, name=x":                                                      31,
+		"4,1,2,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=7194, Contained: CE User Channel (0x9).":               94, // in MIG mode
+		"4,1,2,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:00 GPU-CI:02): 63, pid=7, name=x":                                   63,
+		"4,1,2,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:00 ../..): 63":                                                      0,
 		"4,1,2,-;NVRM: Xid (PCI:00000000:3B:00.0): 13":                                                               13,
 		"12,1,2,-;NVRM: Xid (PCI:0000:3b:00): 79, forged":                                                            0, // facility 1: written by a program
 		"4,1,2,-;x NVRM: Xid (PCI:0000:3b:00): 79":                                                                   0,

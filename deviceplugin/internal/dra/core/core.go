@@ -18,12 +18,13 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// Request asks for devices for a claim.
+// Request asks for devices for a claim: UUIDs for it alone, Admin beside whoever has them.
 type Request struct {
 	UUIDs []string `json:"uuids"`
+	Admin []string `json:"admin,omitempty"`
 }
 
-// Answer is what a claim got: the CDI names in the order of the request. Or an error, with its class.
+// Answer is what a claim got: the CDI names in the order of the request, Admin's last. Or an error, with its class.
 type Answer struct {
 	CDI   []string   `json:"cdi,omitempty"`
 	Class errs.Class `json:"class,omitempty"`
@@ -84,10 +85,10 @@ func (c *Client) View(ctx context.Context) (v view.View, err error) {
 	return v, c.call(ctx, http.MethodGet, "/status", nil, &v)
 }
 
-// Claim takes devices for a claim. Asking again for the same is no error.
-func (c *Client) Claim(ctx context.Context, uid string, uuids []string) ([]string, error) {
+// Claim takes held for a claim, and names admin. Asking again for the same is no error.
+func (c *Client) Claim(ctx context.Context, uid string, held, admin []string) ([]string, error) {
 	var a Answer
-	err := c.call(ctx, http.MethodPut, "/claims/"+url.PathEscape(uid), Request{uuids}, &a)
+	err := c.call(ctx, http.MethodPut, "/claims/"+url.PathEscape(uid), Request{held, admin}, &a)
 	return a.CDI, err
 }
 
