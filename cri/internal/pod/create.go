@@ -240,7 +240,7 @@ func (m *Manager) prepare(c *Container) (err error) {
 func (m *Manager) discardContainer(c *Container) error {
 	err := errors.Join(m.unmountImages(c), m.trash(m.containerDir(c.ID)), m.records.Delete(containerKind, c.ID))
 	m.images.Release(c.ID)
-	for _, h := range c.images {
+	for h := range c.volumes {
 		m.images.Release(h)
 	}
 	return err

@@ -34,7 +34,7 @@ func TestRecords(t *testing.T) {
 	}}
 	c := &Container{
 		ID: "c1", PodID: "p1", Config: containerConfig("c", "a"), ImageID: busyboxID, CreatedAt: at, User: &cri.LinuxContainerUser{Uid: 7},
-		Stop: unix.SIGQUIT, StopSet: true, LogPath: "/l", seccomp: "sha256:1", join: []string{"net"}, pidOf: "c0", images: []string{"c1/0"},
+		Stop: unix.SIGQUIT, StopSet: true, LogPath: "/l", seccomp: "sha256:1", join: []string{"net"}, pidOf: "c0", volumes: map[string]string{"c1/0": busyboxID},
 		st: ContainerState{
 			StartedAt: at, FinishedAt: at.Add(1), Pid: 9, Exit: v1.Exit{Code: 137, Signal: 9, At: at, OOMKilled: true}, Reason: "OOMKilled",
 			Resources: &cri.LinuxContainerResources{CpuShares: 2},
@@ -52,7 +52,7 @@ func TestRecords(t *testing.T) {
 	}
 	gotC, boot, err := decodeContainer(l["container/c1"])
 	if err != nil || boot != "b1" || gotC.PodID != "p1" || gotC.ImageID != busyboxID || gotC.Stop != unix.SIGQUIT || !gotC.StopSet ||
-		gotC.LogPath != "/l" || gotC.seccomp != "sha256:1" || gotC.join[0] != "net" || gotC.pidOf != "c0" || gotC.images[0] != "c1/0" ||
+		gotC.LogPath != "/l" || gotC.seccomp != "sha256:1" || gotC.join[0] != "net" || gotC.pidOf != "c0" || gotC.volumes["c1/0"] != busyboxID ||
 		!proto.Equal(gotC.Config, c.Config) || gotC.User.GetUid() != 7 {
 		t.Errorf("%+v %s %v", gotC, boot, err)
 	}
