@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -306,15 +305,4 @@ func (m *Manager) holders() map[string]string {
 		}
 	}
 	return all
-}
-
-// emptyTrash deletes what an earlier daemon had thrown away but not deleted.
-func (m *Manager) emptyTrash() {
-	m.work.Add(1)
-	go func() {
-		defer m.work.Done()
-		if err := os.RemoveAll(filepath.Join(m.cfg.Root, "trash")); err != nil {
-			m.cfg.Log.Warn("trash not emptied", "error", err)
-		}
-	}()
 }
