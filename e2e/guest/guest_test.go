@@ -94,6 +94,11 @@ func TestPrivileges(t *testing.T) {
 	suite(t, "./privilege", 20*time.Minute)
 }
 
+// TestLimits changes the limits of groups in which something runs, on cgroup v2.
+func TestLimits(t *testing.T) {
+	suite(t, "github.com/berth-project/berth/cri/internal/cgroup", 5*time.Minute, "-test.run", "TestChange|TestMemoryInUse")
+}
+
 // TestCritest is the conformance suite on cgroup v2 with the cgroupfs driver, AppArmor's specs included.
 func TestCritest(t *testing.T) {
 	suite(t, "./critest", 40*time.Minute, "-test.run", "TestSuite")

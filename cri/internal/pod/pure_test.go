@@ -137,6 +137,26 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// TestMergeMemory: a memory limit that changes alone keeps what may be swapped; the CRI's swap limit is of both together.
+func TestMergeMemory(t *testing.T) {
+	type r = cri.LinuxContainerResources
+	for _, c := range []struct {
+		old, new  *r
+		mem, swap int64
+	}{
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &r{MemoryLimitInBytes: 20}, 20, 25},
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &r{MemoryLimitInBytes: 4}, 4, 9},
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &r{MemoryLimitInBytes: 20, MemorySwapLimitInBytes: 20}, 20, 20},
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &r{MemorySwapLimitInBytes: 30}, 10, 30},
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: -1}, &r{MemoryLimitInBytes: 20}, 20, -1},
+		{&r{MemoryLimitInBytes: 10}, &r{MemoryLimitInBytes: 20}, 20, 0},
+	} {
+		if got := merge(c.old, c.new); got.GetMemoryLimitInBytes() != c.mem || got.GetMemorySwapLimitInBytes() != c.swap {
+			t.Errorf("%v and %v are %v", c.old, c.new, got)
+		}
+	}
+}
+
 func TestQuantity(t *testing.T) {
 	for s, want := range map[string]int64{"": 0, "0": 0, "1000": 1000, "10M": 10e6, "512k": 512e3, "1Gi": 1 << 30, "1.5M": 15e5, "2Ti": 2 << 40} {
 		if got, err := quantity(s); got != want || err != nil {
