@@ -233,6 +233,21 @@ func TestStopSignal(t *testing.T) {
 	}
 }
 
+// TestCheckPodSELinux: a pod that asks for a label is refused before anything of it is made.
+func TestCheckPodSELinux(t *testing.T) {
+	for _, active := range []bool{true, false} {
+		m := New(Config{DefaultPod: "/pods", Cgroups: &cgroup.Layout{}, Features: Features{SELinux: active}}, nil, nil, nil)
+		config := podConfig("x")
+		if err := m.checkPod(config, ""); err != nil {
+			t.Error(err)
+		}
+		config.Linux.SecurityContext.SelinuxOptions = &cri.SELinuxOption{Type: "container_t"}
+		if err := m.checkPod(config, ""); !errors.Is(err, errs.FailedPrecondition) || !strings.Contains(err.Error(), "selinux_options ::container_t:") {
+			t.Errorf("SELinux active: %v: %v", active, err)
+		}
+	}
+}
+
 func TestCheckPod(t *testing.T) {
 	m := New(Config{OCI: map[string]OCIRuntime{"kata": {}}, DefaultPod: "/pods", Cgroups: &cgroup.Layout{}}, nil, nil, nil)
 	opts := func(c *cri.PodSandboxConfig) *cri.NamespaceOption {
