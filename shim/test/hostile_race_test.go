@@ -119,6 +119,8 @@ func (g *stage) play(t *testing.T, start func() (log string, err error)) {
 	for range 2 {
 		racers.Go(func() { g.race(t, stop) })
 	}
+	end := sync.OnceFunc(func() { close(stop); racers.Wait() })
+	defer end()
 	starts, good := 0, 0
 	var last error
 	for starts < times(20, 400) || g.renames.Load() < int64(times(2000, 100_000)) {
@@ -134,8 +136,7 @@ func (g *stage) play(t *testing.T, start func() (log string, err error)) {
 			break
 		}
 	}
-	close(stop)
-	racers.Wait()
+	end()
 	if after := manifest(t, g.bait); !maps.Equal(before, after) {
 		t.Errorf("the host was %v, is %v", before, after)
 	}
