@@ -132,7 +132,7 @@ func hold(t *testing.T, l *Layout, path string, size int) *exec.Cmd {
 // TestMemoryInUse: a limit below what is in use is refused and kills nobody; one above is taken.
 func TestMemoryInUse(t *testing.T) {
 	l, path := group(t)
-	if err := l.Set(path, limits(256<<20, 256<<20, 20000, 512, "0")); err != nil {
+	if err := l.Set(path, limits(256<<20, 256<<20, 100000, 512, "0")); err != nil {
 		t.Fatal(err)
 	}
 	cmd := hold(t, l, path, 32<<20)
