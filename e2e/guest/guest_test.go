@@ -37,16 +37,7 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 	}
 	work := t.TempDir()
 	test := filepath.Join(work, "suite.test")
-	module, name := "..", pkg
-	if rest, ok := strings.CutPrefix(pkg, "../"); ok {
-		module, name = "../..", "./"+rest
-	}
-	build := exec.Command("go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", test, name)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Dir = module
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", pkg, err, out)
-	}
+	compile(t, pkg, test)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	m := vm.Machine{
@@ -88,6 +79,21 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 		}
 	}
 	return r
+}
+
+// compile makes a test binary.
+func compile(t *testing.T, pkg, to string) {
+	t.Helper()
+	module, name := "..", pkg
+	if rest, ok := strings.CutPrefix(pkg, "../"); ok {
+		module, name = "../..", "./"+rest
+	}
+	build := exec.Command("go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", to, name)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Dir = module
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", pkg, err, out)
+	}
 }
 
 func exists(path string) bool {
