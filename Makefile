@@ -157,6 +157,7 @@ bench-net: setup build tools bench-bgp ## berth-netd against flannel, interleave
 .PHONY: torture
 torture: setup build tools ## Kill the daemon 500 times and a shim 200 times under load, at every failpoint and system call, let each call fail, and a model of the CRI; writes out/torture.json
 	@mkdir -p $(OUT) && rm -f $(OUT)/torture.json
+	BERTH_TORTURE=1 $(GO) test -count=1 -timeout 20m -run 'TestEntry|TestRacing' -v ./shim/test
 	cd e2e && BERTH_BIN=$(BIN) BERTH_TOOLS=$(TOOLS) BERTH_OUT=$(OUT) BERTH_TORTURE=1 $(GO) test -count=1 -p 1 -timeout 150m -v ./torture
 
 .PHONY: soak

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +18,8 @@ import (
 const node = `/bin/ip link add uplink type bridge && /bin/ip link set uplink up && /bin/ip address add 192.0.2.1/24 dev uplink &&
 /bin/ip route add default via 192.0.2.254 && exec "$@"`
 
-// suite runs a test binary of this module in a guest whose process 1 is nothing but the binary's parent.
+// suite runs a test binary of this module, or of the programs' ("../" and its path), in a guest whose process 1 is nothing but
+// the binary's parent.
 func suite(t *testing.T, pkg string, limit time.Duration, args ...string) *vm.Result {
 	t.Helper()
 	return suiteOn(t, false, pkg, limit, args...)
@@ -35,12 +37,7 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 	}
 	work := t.TempDir()
 	test := filepath.Join(work, "suite.test")
-	build := exec.Command("go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", test, pkg)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Dir = ".."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", pkg, err, out)
-	}
+	compile(t, pkg, test)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	m := vm.Machine{
@@ -84,6 +81,21 @@ func suiteOn(t *testing.T, systemd bool, pkg string, limit time.Duration, args .
 	return r
 }
 
+// compile makes a test binary.
+func compile(t *testing.T, pkg, to string) {
+	t.Helper()
+	module, name := "..", pkg
+	if rest, ok := strings.CutPrefix(pkg, "../"); ok {
+		module, name = "../..", "./"+rest
+	}
+	build := exec.Command("go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", to, name)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Dir = module
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", pkg, err, out)
+	}
+}
+
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
@@ -92,6 +104,11 @@ func exists(path string) bool {
 // TestPrivileges holds the table of security contexts against runc where every capability can be handed on, on cgroup v2.
 func TestPrivileges(t *testing.T) {
 	suite(t, "./privilege", 20*time.Minute)
+}
+
+// TestLimits changes the limits of groups in which something runs, on cgroup v2.
+func TestLimits(t *testing.T) {
+	suite(t, "../cri/internal/cgroup", 5*time.Minute, "-test.run", "TestChange|TestMemoryInUse")
 }
 
 // TestCritest is the conformance suite on cgroup v2 with the cgroupfs driver, AppArmor's specs included.

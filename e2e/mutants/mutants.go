@@ -41,7 +41,7 @@ const limit = 100 * time.Second
 // Result is what became of one mutant, or, with an empty test, of the sources as they are.
 type Result struct {
 	Mutant
-	// Failed are the tests that failed, the deepest first; of a killed mutant at least one.
+	// Failed are the tests that failed, the deepest first; of a killed mutant the named one is among them.
 	Failed  []string
 	Seconds float64
 	// Said is the end of what the test printed, if it failed.
@@ -175,7 +175,10 @@ func (l Lab) run(ctx context.Context, m Mutant, overlay string) (Result, error) 
 	if !errors.As(err, &exit) || ctx.Err() != nil || bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("[setup failed]")) {
 		return r, fmt.Errorf("%s: %w:\n%s", m.Name, errors.Join(ctx.Err(), err), tail(out))
 	}
-	r.Failed, r.Said = failures(out), tail(out)
+	if r.Failed, err = judge(m.Test, out); err != nil {
+		return r, fmt.Errorf("%s: %w:\n%s", m.Name, err, tail(out))
+	}
+	r.Said = tail(out)
 	return r, nil
 }
 
@@ -188,24 +191,34 @@ func pattern(test string) string {
 	return strings.Join(parts, "/")
 }
 
-var failLine = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
+var (
+	failLine   = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
+	signalLine = regexp.MustCompile(`(?m)^signal: .*$`)
+	crashLine  = regexp.MustCompile(`(?m)^(panic|fatal error): .*$`)
+)
 
-// failures names what failed: tests, or in what other way the program ended.
-func failures(out []byte) (names []string) {
+// judge names what failed of a package's test that ended badly, the deepest first. It was the named test that failed, by its own
+// line, or that was under way when the program ended by itself: in a panic, by the runtime, or by the alarm. Anything else says
+// nothing about the mutant and is an error: a signal, whose sender nobody knows; another test; what the package does before and
+// after its tests.
+func judge(test string, out []byte) (names []string, err error) {
+	test = strings.ReplaceAll(test, " ", "_")
+	if by := signalLine.Find(out); by != nil {
+		return nil, fmt.Errorf("its test was ended by a %s", by)
+	}
 	for _, x := range failLine.FindAllSubmatch(out, -1) {
 		names = append(names, string(x[1]))
 	}
 	slices.SortStableFunc(names, func(a, b string) int { return strings.Count(b, "/") - strings.Count(a, "/") })
-	switch {
-	case len(names) > 0:
-	case bytes.Contains(out, []byte("panic: test timed out")):
-		names = []string{"it never ended"}
-	case bytes.Contains(out, []byte("panic: ")), bytes.Contains(out, []byte("fatal error: ")):
-		names = []string{"it crashed"}
-	default:
-		names = []string{"what the package checks at its end"}
+	if slices.Contains(names, test) {
+		return names, nil
 	}
-	return names
+	began := regexp.MustCompile(`(?m)^=== RUN +` + regexp.QuoteMeta(test) + `$`).Match(out)
+	ended := regexp.MustCompile(`(?m)^\s*--- (PASS|SKIP): ` + regexp.QuoteMeta(test) + ` \(`).Match(out)
+	if crash := crashLine.Find(out); crash != nil && began && !ended {
+		return []string{test + " in " + strings.TrimSuffix(string(crash), " [recovered]")}, nil
+	}
+	return nil, fmt.Errorf("%s did not fail, something else did: %v", test, names)
 }
 
 func tail(b []byte) string {

@@ -56,6 +56,34 @@ func TestSample(t *testing.T) {
 	}
 }
 
+// TestJudge: a mutant is killed by the test that is named for it, and by nothing else that may go wrong.
+func TestJudge(t *testing.T) {
+	const run, pass = "=== RUN   TestA\n", "--- PASS: TestA (0.00s)\n"
+	for out, want := range map[string]string{
+		run + "--- FAIL: TestA (0.00s)\n":                                                "TestA",
+		run + "--- FAIL: TestA (0.01s)\n    --- FAIL: TestA/case (0.00s)\n":              "TestA/case",
+		run + "--- FAIL: TestA (0.00s)\npanic: x [recovered]\n":                          "TestA",
+		run + "panic: test timed out after 1m40s\n\trunning tests:\n\t\tTestA (1m40s)\n": "TestA in panic: test timed out after 1m40s",
+		run + "fatal error: all goroutines are asleep - deadlock!\n":                     "TestA in fatal error: all goroutines are asleep - deadlock!",
+		run + pass + "left behind: a mount\nFAIL\n":                                      "",
+		run + pass + "panic: at the end\n":                                               "",
+		"panic: before the tests\n":                                                      "",
+		run + "signal: killed\nFAIL\n":                                                   "",
+		run + "--- FAIL: TestA (0.00s)\nsignal: killed\n":                                "",
+		"=== RUN   TestAB\n--- FAIL: TestAB (0.00s)\n":                                   "",
+		run + "--- SKIP: TestA (0.00s)\n=== RUN   TestB\npanic: x\n":                     "",
+		run + pass + "=== RUN   TestA/case\n    --- FAIL: TestA/case (0.00s)\n":          "",
+	} {
+		names, err := judge("TestA", []byte(out))
+		if want == "" && err == nil || want != "" && (err != nil || names[0] != want) {
+			t.Errorf("%q is judged as %q, %v; want %q", out, names, err, want)
+		}
+	}
+	if names, err := judge("TestA/a case", []byte("--- FAIL: TestA (0.0s)\n    --- FAIL: TestA/a_case (0.0s)\n")); err != nil || names[0] != "TestA/a_case" {
+		t.Errorf("a case: %q, %v", names, err)
+	}
+}
+
 // TestJudgement: the lab tells a mutant that is killed from one that lives, from one that does not compile, from one that
 // does not fit, and from one whose test fails anyway.
 func TestJudgement(t *testing.T) {

@@ -36,6 +36,10 @@ func identity() []Mutant {
 			Name: "signals stay blocked", File: "shim/internal/executor/compile.go", Old: "c.Add(plan.UnblockSignals(),\n", New: "c.Add(\n",
 			Package: "shim/test", Test: "TestHygiene", Why: "SIGTERM never reaches the workload",
 		},
+		{
+			Name: "the shim's program can be written", File: "shim/internal/app/app.go", Old: "errors.Join(shelter(), becomeSupervisor())", New: "errors.Join(becomeSupervisor())",
+			Package: "shim/test", Test: "TestOwnProgramIsSheltered", Why: "a container overwrites what runs as root on the node",
+		},
 	}
 }
 

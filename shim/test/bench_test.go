@@ -100,7 +100,7 @@ func TestMemory(t *testing.T) {
 	}
 	s := launchShim(t)
 	layer := rootfs(t)
-	const n = 64
+	const n = 128
 	before := pss(t, s.cmd.Process.Pid)
 	for range n {
 		s.container(spec("sleep", "1000"), layer).run()

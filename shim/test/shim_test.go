@@ -35,21 +35,26 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir) //nolint:errcheck // test
 		binary = filepath.Join(dir, "berth-shim")
-		args := []string{"build", "-o", binary}
-		if raceEnabled {
-			args = append(args, "-race")
-		}
-		cmd := exec.Command("go", append(args, "../cmd/berth-shim")...)
-		cmd.Env = os.Environ()
-		if !raceEnabled {
-			cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
-		}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+		if err := build(binary, raceEnabled); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		return m.Run()
 	}())
+}
+
+// build makes a shim. One that looks for races is not static.
+func build(to string, race bool) error {
+	args, env := []string{"build", "-o", to}, append(os.Environ(), "CGO_ENABLED=0")
+	if race {
+		args, env = append(args, "-race"), os.Environ()
+	}
+	cmd := exec.Command("go", append(args, "../cmd/berth-shim")...)
+	cmd.Env = env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // shim is a running shim and a connection to it.

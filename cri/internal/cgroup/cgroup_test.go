@@ -214,6 +214,18 @@ func TestCompileV2(t *testing.T) {
 	}
 }
 
+// TestQuotaV2: cpu.max has both values, so what is not said of one is written too.
+func TestQuotaV2(t *testing.T) {
+	for want, c := range map[string]*specs.LinuxCPU{
+		"": {}, "max 50000": {Period: ptr(uint64(50000))}, "20000 100000": {Quota: ptr(int64(20000))},
+		"20000 50000": {Quota: ptr(int64(20000)), Period: ptr(uint64(50000))}, "max 100000": {Quota: ptr(int64(-1))},
+	} {
+		if got := quotaV2(c); got != want {
+			t.Errorf("%+v: %q, want %q", c, got, want)
+		}
+	}
+}
+
 func TestParse(t *testing.T) {
 	l := parse([]byte("31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" +
 		"32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n" +

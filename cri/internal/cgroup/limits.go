@@ -23,20 +23,13 @@ type setting struct {
 	optional                bool
 }
 
-// Set applies the limits of an OCI runtime spec (config-linux.md, "Control groups") to a group. A nil field is
-// left as it is. Memory below the present use is ResourceExhausted and changes nothing else.
+// Set applies the limits of an OCI runtime spec (config-linux.md, "Control groups") to a group in which nothing runs yet:
+// the first limit that the kernel refuses is the error, and those before it stay. Change is for others. A nil field is
+// left as it is.
 func (l *Layout) Set(path string, r *specs.LinuxResources) error {
-	if r == nil {
-		return nil
-	}
-	var all []setting
-	if l.V2 {
-		all = compileV2(r)
-	} else {
-		if len(r.Unified) > 0 {
-			return errs.FailedPrecondition.Errorf("cgroup %s: unified limits %v need cgroup v2, this node has v1 controllers", path, slices.Sorted(maps.Keys(r.Unified)))
-		}
-		all = l.compileV1(path, r)
+	all, err := l.compile(path, r)
+	if err != nil {
+		return err
 	}
 	for _, s := range all {
 		if err := l.apply(path, s); err != nil {
@@ -46,12 +39,29 @@ func (l *Layout) Set(path string, r *specs.LinuxResources) error {
 	return nil
 }
 
-func (l *Layout) apply(path string, s setting) error {
+// compile is what to write, in this order.
+func (l *Layout) compile(path string, r *specs.LinuxResources) ([]setting, error) {
+	switch {
+	case r == nil:
+		return nil, nil
+	case l.V2:
+		return compileV2(r), nil
+	case len(r.Unified) > 0:
+		return nil, errs.FailedPrecondition.Errorf("cgroup %s: unified limits %v need cgroup v2, this node has v1 controllers", path, slices.Sorted(maps.Keys(r.Unified)))
+	}
+	return l.compileV1(path, r), nil
+}
+
+func (l *Layout) fileOf(path string, s setting) string {
 	mount := l.V1[s.controller]
 	if mount == "" {
 		mount = l.Unified
 	}
-	err := write(filepath.Join(mount+path, s.file), s.value)
+	return filepath.Join(mount+path, s.file)
+}
+
+func (l *Layout) apply(path string, s setting) error {
+	err := write(l.fileOf(path, s), s.value)
 	switch {
 	case err == nil:
 		return nil
@@ -127,7 +137,7 @@ func (l *Layout) memoryV1(path string, m *specs.LinuxMemory) []setting {
 	}
 	swap := setting{"memory", "memory.memsw.limit_in_bytes", itoa(*m.Swap), true}
 	cur, err := readUint(filepath.Join(l.V1["memory"]+path, "memory.memsw.limit_in_bytes"))
-	if err == nil && *m.Limit > 0 && uint64(*m.Limit) > cur { // raise the outer one first
+	if err == nil && (*m.Limit < 0 || uint64(*m.Limit) > cur) { // raise the outer one first
 		return []setting{swap, limit}
 	}
 	return []setting{limit, swap}

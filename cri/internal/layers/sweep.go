@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/internal/removal"
 )
 
 // stagedGrace is how long a layer of a failed pull waits for the next try.
@@ -85,11 +87,9 @@ func (s *Store) deleteTrash(ctx context.Context) error {
 	defer dir.Close() //nolint:errcheck // read only
 	names, err := dir.Readdirnames(-1)
 	for _, n := range names {
+		err = errors.Join(err, removal.Tree(ctx, filepath.Join(dir.Name(), n)))
 		if ctx.Err() != nil {
 			return ctx.Err()
-		}
-		if _, _, rerr := removeAt(int(dir.Fd()), n); rerr != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", n, rerr))
 		}
 	}
 	return err

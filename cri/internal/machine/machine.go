@@ -75,6 +75,7 @@ func (f *Facts) missing() {
 	lack(f.IDMapped, "idmapped tmpfs (Linux 6.3)", "pods with hostUsers: false are refused")
 	lack(f.ExitInPidfd, "exit codes in pidfds (Linux 6.15)", "a container whose supervisor died after a restart of the daemon has an unknown exit code")
 	lack(hasCap(unix.CAP_SYS_RESOURCE), "CAP_SYS_RESOURCE", "oom_score_adj cannot be lowered and hard limits cannot be raised; containers get the nearest value that is allowed")
+	lack(!f.SELinux, "SELinux labels", "SELinux is active, but containers run with the label of their supervisor; pods that ask for one are refused")
 	lack(f.AppArmor, "AppArmor", "pods that ask for a localhost AppArmor profile are refused")
 }
 

@@ -59,8 +59,11 @@ func Audit(a Audited) (images map[string]bool, all []audit.Finding, err error) {
 			continue
 		}
 		images[c.ImageID] = true
-		for _, i := range c.images {
-			images[i] = true
+		for _, id := range c.volumes {
+			images[id] = true
+		}
+		for _, ref := range imagesOf(c) {
+			images[ref] = true
 		}
 		all = append(all, a.container(c, pods[c.PodID])...)
 	}

@@ -3,7 +3,9 @@ package pod
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,7 +41,7 @@ type Container struct {
 	seccomp     string        // digest of the profile, or ""
 	join        []string
 	pidOf       string
-	images      []string                     // holders of image volumes
+	volumes     map[string]string            // image volumes: image id by holder; "" if an earlier build has recorded none
 	loaderCache []byte                       // merged ld.so.cache, within Create
 	grouped     *cri.LinuxContainerResources // the limits that its group has; nil: it has no group. Guarded by op
 	barred      bool                         // it is being stopped or removed: no start any more. Guarded by op
@@ -92,23 +94,24 @@ func (c *Container) Done() <-chan struct{} { return c.done }
 const containerKind = "container"
 
 type containerRecord struct {
-	Version   int            `json:"version"`
-	ID        string         `json:"id"`
-	PodID     string         `json:"podID"`
-	BootID    string         `json:"bootID"`
-	ImageID   string         `json:"imageID"`
-	CreatedAt time.Time      `json:"createdAt"`
-	Config    []byte         `json:"config"`              // CRI ContainerConfig, protobuf
-	Resources []byte         `json:"resources,omitempty"` // CRI LinuxContainerResources, protobuf
-	User      []byte         `json:"user,omitempty"`      // CRI LinuxContainerUser, protobuf
-	Stop      int            `json:"stop"`
-	StopSet   bool           `json:"stopSet,omitempty"`
-	LogPath   string         `json:"logPath,omitempty"`
-	Seccomp   string         `json:"seccomp,omitempty"`
-	Join      []string       `json:"join,omitempty"`
-	PidOf     string         `json:"pidOf,omitempty"`
-	Images    []string       `json:"images,omitempty"` // image ids of image volumes, by mount order
-	State     ContainerState `json:"state"`
+	Version   int               `json:"version"`
+	ID        string            `json:"id"`
+	PodID     string            `json:"podID"`
+	BootID    string            `json:"bootID"`
+	ImageID   string            `json:"imageID"`
+	CreatedAt time.Time         `json:"createdAt"`
+	Config    []byte            `json:"config"`              // CRI ContainerConfig, protobuf
+	Resources []byte            `json:"resources,omitempty"` // CRI LinuxContainerResources, protobuf
+	User      []byte            `json:"user,omitempty"`      // CRI LinuxContainerUser, protobuf
+	Stop      int               `json:"stop"`
+	StopSet   bool              `json:"stopSet,omitempty"`
+	LogPath   string            `json:"logPath,omitempty"`
+	Seccomp   string            `json:"seccomp,omitempty"`
+	Join      []string          `json:"join,omitempty"`
+	PidOf     string            `json:"pidOf,omitempty"`
+	Images    []string          `json:"images,omitempty"`  // holders of image volumes, which earlier builds release
+	Volumes   map[string]string `json:"volumes,omitempty"` // image ids of image volumes, by holder; earlier builds have none
+	State     ContainerState    `json:"state"`
 }
 
 func (m *Manager) saveContainer(c *Container) error {
@@ -128,7 +131,8 @@ func (m *Manager) saveContainer(c *Container) error {
 	b, err := json.Marshal(containerRecord{
 		Version: recordVersion, ID: c.ID, PodID: c.PodID, BootID: m.cfg.Features.BootID, ImageID: c.ImageID,
 		CreatedAt: c.CreatedAt, Config: config, Resources: resources, User: user, Stop: int(c.Stop), StopSet: c.StopSet,
-		LogPath: c.LogPath, Seccomp: c.seccomp, Join: c.join, PidOf: c.pidOf, Images: c.images, State: st,
+		LogPath: c.LogPath, Seccomp: c.seccomp, Join: c.join, PidOf: c.pidOf,
+		Images: slices.Sorted(maps.Keys(c.volumes)), Volumes: c.volumes, State: st,
 	})
 	if err != nil {
 		return err
@@ -147,8 +151,11 @@ func decodeContainer(b []byte) (*Container, string, error) {
 	c := &Container{
 		ID: r.ID, PodID: r.PodID, ImageID: r.ImageID, CreatedAt: r.CreatedAt, Config: &cri.ContainerConfig{},
 		User: &cri.LinuxContainerUser{}, Stop: unix.Signal(r.Stop), StopSet: r.StopSet, LogPath: r.LogPath,
-		seccomp: r.Seccomp, join: r.Join, pidOf: r.PidOf, images: r.Images,
+		seccomp: r.Seccomp, join: r.Join, pidOf: r.PidOf, volumes: map[string]string{},
 		done: make(chan struct{}), cleaned: make(chan struct{}), st: r.State,
+	}
+	for _, h := range r.Images {
+		c.volumes[h] = r.Volumes[h]
 	}
 	c.st.Resources = &cri.LinuxContainerResources{}
 	for _, part := range []struct {

@@ -81,7 +81,7 @@ func (m *Manager) create(ctx context.Context, p *Pod, config *cri.ContainerConfi
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w", config.GetImage().GetImage(), err)
 	}
-	if err := m.compile(c, p, img, root.Lower); err != nil {
+	if err := m.compile(ctx, c, p, img, root.Lower); err != nil {
 		return "", err
 	}
 	if err := errors.Join(m.saveContainer(c), failCreateRecorded.Hit()); err != nil {
@@ -116,7 +116,7 @@ func logPath(dir, name string) (string, error) {
 }
 
 // compile resolves the user and makes the OCI spec.
-func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string) error {
+func (m *Manager) compile(ctx context.Context, c *Container, p *Pod, img *image.Image, lower []string) error {
 	accounts, err := m.accounts.of(img.ID, lower)
 	if err != nil {
 		return fmt.Errorf("accounts of image %s: %w", img.ID, err)
@@ -145,7 +145,7 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 		AppArmor: m.cfg.Features.AppArmor, SELinux: m.cfg.Features.SELinux, Default: m.profiles.runtimeDefault, Seccomp: readProfile,
 		Loaded: apparmor.Loaded, AppArmorDefault: m.cfg.Features.AppArmorDefault,
 	}
-	if err := m.hostPaths(c, &in); err != nil {
+	if err := m.hostPaths(ctx, c, &in); err != nil {
 		return err
 	}
 	out, err := spec.Compile(in)
@@ -165,7 +165,7 @@ func (m *Manager) compile(c *Container, p *Pod, img *image.Image, lower []string
 }
 
 // hostPaths looks up what the spec needs of the host's file system: devices, image volumes, mount sources.
-func (m *Manager) hostPaths(c *Container, in *spec.Input) error {
+func (m *Manager) hostPaths(ctx context.Context, c *Container, in *spec.Input) error {
 	if in.Container.GetLinux().GetSecurityContext().GetPrivileged() {
 		var err error
 		if in.HostDevices, err = devicesBelow("/dev", "/dev"); err != nil {
@@ -190,11 +190,8 @@ func (m *Manager) hostPaths(c *Container, in *spec.Input) error {
 			in.Images[i] = dir
 			continue
 		}
-		if _, err := os.Lstat(mt.GetHostPath()); errors.Is(err, os.ErrNotExist) {
-			// as peers do: the kubelet creates what should exist, other clients expect a directory
-			if err := os.MkdirAll(mt.GetHostPath(), 0o755); err != nil { //nolint:gosec // as peers
-				return errs.InvalidArgument.Errorf("mounts[%d].host_path: %w", i, err)
-			}
+		if err := m.paths.ensure(ctx, mt.GetHostPath()); err != nil {
+			return fmt.Errorf("mounts[%d].host_path: %w", i, err)
 		}
 	}
 	return nil
@@ -240,53 +237,8 @@ func (m *Manager) prepare(c *Container) (err error) {
 func (m *Manager) discardContainer(c *Container) error {
 	err := errors.Join(m.unmountImages(c), m.trash(m.containerDir(c.ID)), m.records.Delete(containerKind, c.ID))
 	m.images.Release(c.ID)
-	for _, h := range c.images {
+	for h := range c.volumes {
 		m.images.Release(h)
 	}
 	return err
-}
-
-// trash removes a directory: renamed away at once, deleted in the background.
-func (m *Manager) trash(dir string) error {
-	bin := filepath.Join(m.cfg.Root, "trash")
-	to := filepath.Join(bin, newID())
-	err := os.Rename(dir, to)
-	if errors.Is(err, os.ErrNotExist) {
-		if _, serr := os.Lstat(dir); errors.Is(serr, os.ErrNotExist) {
-			return nil
-		}
-		if err := os.MkdirAll(bin, 0o700); err != nil {
-			return err
-		}
-		err = os.Rename(dir, to)
-	}
-	if err != nil {
-		return err
-	}
-	m.work.Add(1)
-	go func() {
-		defer m.work.Done()
-		m.burn(to)
-	}()
-	return nil
-}
-
-// burn deletes what was thrown away. A disk that is full or ill for a moment is asked again.
-func (m *Manager) burn(dir string) {
-	for wait := 100 * time.Millisecond; ; wait *= 4 {
-		err := os.RemoveAll(dir)
-		if err == nil {
-			return
-		}
-		const patience = 30 * time.Second
-		select {
-		case <-time.After(wait):
-		case <-m.life.Done():
-			return // emptyTrash does it
-		}
-		if wait > patience {
-			m.cfg.Log.Warn("trash stays until the next start", "path", dir, "error", err)
-			return
-		}
-	}
 }

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-project/berth/proto/errs"
@@ -324,34 +323,5 @@ func TestSubPath(t *testing.T) {
 		if got, err := subPath(dir, sub); err == nil {
 			t.Errorf("%q: %q", sub, got)
 		}
-	}
-}
-
-// TestUpdate: what the kernel takes is shown, what it refuses changes nothing.
-func TestUpdate(t *testing.T) {
-	n := newNode(t)
-	id := n.start(n.run("update"), "c", "/bin/sleep", "100")
-	c, err := n.Container(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Update(t.Context(), id, &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 512}); err != nil {
-		t.Fatal(err)
-	}
-	if r := c.State().Resources; r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuShares() != 512 {
-		t.Errorf("%v", r)
-	}
-	if err := n.Update(t.Context(), id, &cri.LinuxContainerResources{CpusetCpus: "4000"}); err == nil {
-		t.Error("a CPU that does not exist was accepted")
-	}
-	if r := c.State().Resources; r.GetCpusetCpus() != "" || r.GetMemoryLimitInBytes() != 64<<20 {
-		t.Errorf("a refused update shows: %v", r)
-	}
-	if err := errors.Join(unix.Kill(c.State().Pid, unix.SIGKILL)); err != nil {
-		t.Fatal(err)
-	}
-	n.await(id)
-	if err := n.Update(t.Context(), id, &cri.LinuxContainerResources{CpuShares: 2}); !errors.Is(err, errs.FailedPrecondition) {
-		t.Errorf("update of an ended container: %v", err)
 	}
 }

@@ -123,6 +123,7 @@ type Manager struct {
 	accounts accountCache
 	bus      bus
 	profiles profileCache
+	paths    *lookups
 	work     sync.WaitGroup     // detached work, waited for by Close
 	life     context.Context    //nolint:containedctx // ends with Close; the parent of all detached work
 	end      context.CancelFunc // of life
@@ -144,6 +145,7 @@ func New(cfg Config, records Records, images Images, net Network) *Manager {
 	return &Manager{
 		cfg: cfg, records: records, images: images, network: net, life: life, end: end, cdi: cdi.New(cfg.CDIDirs),
 		recovered: make(chan struct{}), whole: make(chan struct{}), pods: map[string]*Pod{}, containers: map[string]*Container{}, flights: map[string]*flight{},
+		paths: newLookups(),
 	}
 }
 
@@ -155,12 +157,29 @@ func (m *Manager) SetShims(p *shims.Pool) { m.shims = p }
 // next daemon: an interrupted creation by its record, an interrupted stop by the kubelet's retry.
 const closeGrace = 2 * time.Second
 
-// Close ends detached work and waits for it. Containers go on.
+// closeLimit is how long Close then waits for work to see that it has ended. What hangs in the kernel does not.
+const closeLimit = 3 * time.Second
+
+// Close ends detached work and waits for it, but not for ever: what does not end by closeLimit ends with the process, and
+// the log says so. Containers go on.
 func (m *Manager) Close() {
-	t := time.AfterFunc(closeGrace, m.end)
-	defer t.Stop()
-	m.work.Wait()
-	m.end()
+	idle := make(chan struct{})
+	go func() { // ends with the work, or with the process
+		m.work.Wait()
+		close(idle)
+	}()
+	defer m.end()
+	select {
+	case <-idle:
+		return
+	case <-time.After(closeGrace):
+		m.end()
+	}
+	select {
+	case <-idle:
+	case <-time.After(closeLimit):
+		m.cfg.Log.Warn("work that does not end is left to the next start", "waited", closeGrace+closeLimit)
+	}
 }
 
 // detach returns a context for work that outlives its caller, and counts it. done must be called at its end.

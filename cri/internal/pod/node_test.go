@@ -238,12 +238,13 @@ func (n *node) await(id string) ContainerState {
 type library struct {
 	mu      sync.Mutex
 	layer   string
+	tag     string // the id that "busybox" stands for, or ""
 	holders map[string]string
 }
 
 func newLibrary(t *testing.T) *library {
 	t.Helper()
-	l := &library{layer: t.TempDir(), holders: map[string]string{}}
+	l := &library{layer: t.TempDir(), tag: busyboxID, holders: map[string]string{}}
 	b, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		t.Fatal(err)
@@ -266,10 +267,14 @@ func newLibrary(t *testing.T) *library {
 const busyboxID = "sha256:b0"
 
 func (l *library) Get(ref string) (*image.Image, error) {
-	if ref != "busybox" && ref != busyboxID {
+	id := ref
+	if ref == "busybox" {
+		id = l.tag
+	}
+	if id == "" || id != l.tag {
 		return nil, errs.NotFound.Errorf("image %q", ref)
 	}
-	return &image.Image{ID: busyboxID, Config: &ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"/bin/sh"}}}}, nil
+	return &image.Image{ID: id, Config: &ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"/bin/sh"}}}}, nil
 }
 
 func (l *library) Use(holder, id string) (image.Rootfs, error) {

@@ -34,7 +34,7 @@ func TestRecords(t *testing.T) {
 	}}
 	c := &Container{
 		ID: "c1", PodID: "p1", Config: containerConfig("c", "a"), ImageID: busyboxID, CreatedAt: at, User: &cri.LinuxContainerUser{Uid: 7},
-		Stop: unix.SIGQUIT, StopSet: true, LogPath: "/l", seccomp: "sha256:1", join: []string{"net"}, pidOf: "c0", images: []string{"c1/0"},
+		Stop: unix.SIGQUIT, StopSet: true, LogPath: "/l", seccomp: "sha256:1", join: []string{"net"}, pidOf: "c0", volumes: map[string]string{"c1/0": busyboxID},
 		st: ContainerState{
 			StartedAt: at, FinishedAt: at.Add(1), Pid: 9, Exit: v1.Exit{Code: 137, Signal: 9, At: at, OOMKilled: true}, Reason: "OOMKilled",
 			Resources: &cri.LinuxContainerResources{CpuShares: 2},
@@ -52,7 +52,7 @@ func TestRecords(t *testing.T) {
 	}
 	gotC, boot, err := decodeContainer(l["container/c1"])
 	if err != nil || boot != "b1" || gotC.PodID != "p1" || gotC.ImageID != busyboxID || gotC.Stop != unix.SIGQUIT || !gotC.StopSet ||
-		gotC.LogPath != "/l" || gotC.seccomp != "sha256:1" || gotC.join[0] != "net" || gotC.pidOf != "c0" || gotC.images[0] != "c1/0" ||
+		gotC.LogPath != "/l" || gotC.seccomp != "sha256:1" || gotC.join[0] != "net" || gotC.pidOf != "c0" || gotC.volumes["c1/0"] != busyboxID ||
 		!proto.Equal(gotC.Config, c.Config) || gotC.User.GetUid() != 7 {
 		t.Errorf("%+v %s %v", gotC, boot, err)
 	}
@@ -137,6 +137,26 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// TestMergeMemory: a memory limit that changes alone keeps what may be swapped; the CRI's swap limit is of both together.
+func TestMergeMemory(t *testing.T) {
+	type r = cri.LinuxContainerResources
+	for _, c := range []struct {
+		old, new  *r
+		mem, swap int64
+	}{
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &r{MemoryLimitInBytes: 20}, 20, 25},
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &r{MemoryLimitInBytes: 4}, 4, 9},
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &r{MemoryLimitInBytes: 20, MemorySwapLimitInBytes: 20}, 20, 20},
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &r{MemorySwapLimitInBytes: 30}, 10, 30},
+		{&r{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: -1}, &r{MemoryLimitInBytes: 20}, 20, -1},
+		{&r{MemoryLimitInBytes: 10}, &r{MemoryLimitInBytes: 20}, 20, 0},
+	} {
+		if got := merge(c.old, c.new); got.GetMemoryLimitInBytes() != c.mem || got.GetMemorySwapLimitInBytes() != c.swap {
+			t.Errorf("%v and %v are %v", c.old, c.new, got)
+		}
+	}
+}
+
 func TestQuantity(t *testing.T) {
 	for s, want := range map[string]int64{"": 0, "0": 0, "1000": 1000, "10M": 10e6, "512k": 512e3, "1Gi": 1 << 30, "1.5M": 15e5, "2Ti": 2 << 40} {
 		if got, err := quantity(s); got != want || err != nil {
@@ -209,6 +229,21 @@ func TestStopSignal(t *testing.T) {
 	for n := range cri.Signal_name { // every signal the API has means one of ours
 		if got, chosen := stopSignal(&cri.ContainerConfig{StopSignal: cri.Signal(n)}, ""); n != 0 && (!chosen || got == 0) {
 			t.Errorf("%v is unknown", cri.Signal(n))
+		}
+	}
+}
+
+// TestCheckPodSELinux: a pod that asks for a label is refused before anything of it is made.
+func TestCheckPodSELinux(t *testing.T) {
+	for _, active := range []bool{true, false} {
+		m := New(Config{DefaultPod: "/pods", Cgroups: &cgroup.Layout{}, Features: Features{SELinux: active}}, nil, nil, nil)
+		config := podConfig("x")
+		if err := m.checkPod(config, ""); err != nil {
+			t.Error(err)
+		}
+		config.Linux.SecurityContext.SelinuxOptions = &cri.SELinuxOption{Type: "container_t"}
+		if err := m.checkPod(config, ""); !errors.Is(err, errs.FailedPrecondition) || !strings.Contains(err.Error(), "selinux_options ::container_t:") {
+			t.Errorf("SELinux active: %v: %v", active, err)
 		}
 	}
 }

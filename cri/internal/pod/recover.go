@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -285,29 +284,25 @@ func (m *Manager) lose(ctx context.Context, p *Pod, reboot bool) {
 	p.set(func(s *PodState) { s.Ready, s.Network, s.Result, s.Undone = false, "", nil, false })
 }
 
-// holders are the image pins that must exist: one per container, one per image volume.
+// holders are the image pins that must exist: one per container, one per image volume. An image is named by its id,
+// since one that was removed under its containers has no name any more, and a name may stand for another one by now.
 func (m *Manager) holders() map[string]string {
 	all := map[string]string{}
 	for _, c := range m.Containers() {
 		all[c.ID] = c.ImageID
-		for i, mt := range c.Config.GetMounts() {
-			if ref := mt.GetImage().GetImage(); ref != "" {
-				if img, err := m.images.Get(ref); err == nil {
-					all[fmt.Sprintf("%s/%d", c.ID, i)] = img.ID
-				}
+		for h, ref := range imagesOf(c) {
+			img, err := m.images.Get(ref)
+			if err != nil {
+				m.cfg.Log.Error("image volume of a container that an earlier build made is not held", "container", c.ID, "image", ref, "error", err)
+				continue
+			}
+			c.volumes[h] = img.ID
+		}
+		for h, id := range c.volumes {
+			if id != "" {
+				all[h] = id
 			}
 		}
 	}
 	return all
-}
-
-// emptyTrash deletes what an earlier daemon had thrown away but not deleted.
-func (m *Manager) emptyTrash() {
-	m.work.Add(1)
-	go func() {
-		defer m.work.Done()
-		if err := os.RemoveAll(filepath.Join(m.cfg.Root, "trash")); err != nil {
-			m.cfg.Log.Warn("trash not emptied", "error", err)
-		}
-	}()
 }

@@ -274,7 +274,7 @@ func (m *Manager) checkPod(c *cri.PodSandboxConfig, handler string) error {
 			return fmt.Errorf("annotation %s: %w", k, err)
 		}
 	}
-	return errors.Join(checkUserns(c), checkSysctls(c))
+	return errors.Join(checkUserns(c), checkSysctls(c), spec.RefuseSELinux(c.GetLinux().GetSecurityContext().GetSelinuxOptions(), m.cfg.Features.SELinux))
 }
 
 func checkUserns(c *cri.PodSandboxConfig) error {

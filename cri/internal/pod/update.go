@@ -11,18 +11,19 @@ import (
 )
 
 // Update changes a container's limits: at once if it runs, else for its start. Fields that are zero keep their
-// value. Limits that the kernel refuses change nothing.
+// value, for the kernel too: a period alone, say, keeps the quota. Limits that the kernel refuses change nothing.
 func (m *Manager) Update(_ context.Context, id string, r *cri.LinuxContainerResources) error {
 	c, err := m.Container(id)
 	if err != nil {
 		return err
 	}
-	limits, err := spec.Resources(r)
+	c.op.Lock()
+	defer c.op.Unlock()
+	all := merge(c.State().Resources, r)
+	limits, err := spec.Resources(all)
 	if err != nil {
 		return err
 	}
-	c.op.Lock()
-	defer c.op.Unlock()
 	switch c.State().CRI() {
 	case cri.ContainerState_CONTAINER_EXITED:
 		return errs.FailedPrecondition.Errorf("container %s has ended", c.ID)
@@ -31,15 +32,16 @@ func (m *Manager) Update(_ context.Context, id string, r *cri.LinuxContainerReso
 		if err != nil {
 			return err
 		}
-		if err := m.cfg.Cgroups.Set(group, limits); err != nil {
+		if err := m.cfg.Cgroups.Change(group, limits); err != nil {
 			return err
 		}
 	}
-	c.set(func(s *ContainerState) { s.Resources = merge(s.Resources, r) })
+	c.set(func(s *ContainerState) { s.Resources = all })
 	return m.saveContainer(c)
 }
 
-// merge lays the fields that are set in r over those of old.
+// merge lays the fields that are set in r over those of old. Memory that changes alone leaves as much swap as there was:
+// the CRI's swap limit is of both together.
 func merge(old, r *cri.LinuxContainerResources) *cri.LinuxContainerResources {
 	out, _ := proto.Clone(old).(*cri.LinuxContainerResources) //nolint:errcheck // a clone has its own type
 	set := func(to *int64, v int64) {
@@ -50,6 +52,9 @@ func merge(old, r *cri.LinuxContainerResources) *cri.LinuxContainerResources {
 	set(&out.CpuPeriod, r.GetCpuPeriod())
 	set(&out.CpuQuota, r.GetCpuQuota())
 	set(&out.CpuShares, r.GetCpuShares())
+	if swap := out.MemorySwapLimitInBytes; swap > 0 && r.GetMemoryLimitInBytes() > 0 {
+		out.MemorySwapLimitInBytes = r.GetMemoryLimitInBytes() + max(swap-out.MemoryLimitInBytes, 0)
+	}
 	set(&out.MemoryLimitInBytes, r.GetMemoryLimitInBytes())
 	set(&out.MemorySwapLimitInBytes, r.GetMemorySwapLimitInBytes())
 	set(&out.OomScoreAdj, r.GetOomScoreAdj())

@@ -29,17 +29,35 @@ func (m *Manager) imageDir(id string, i int) string {
 	return filepath.Join(m.cfg.State, "images", fmt.Sprintf("%s-%d", id, i))
 }
 
+// holder names the pin of the image that mount i of a container shows.
+func holder(id string, i int) string { return fmt.Sprintf("%s/%d", id, i) }
+
+// imagesOf are the images that an earlier build's record does not name, by holder, as its configuration names them: an
+// image by its id, or a name that may stand for another one by now.
+func imagesOf(c *Container) map[string]string {
+	refs := map[string]string{}
+	for i, mt := range c.Config.GetMounts() {
+		if id, held := c.volumes[holder(c.ID, i)]; held && id == "" {
+			refs[holder(c.ID, i)] = mt.GetImage().GetImage()
+		}
+	}
+	return refs
+}
+
 func (m *Manager) mountImage(c *Container, i int, mt *cri.Mount) (string, error) {
 	img, err := m.images.Get(mt.GetImage().GetImage())
 	if err != nil {
 		return "", err
 	}
-	holder := fmt.Sprintf("%s/%d", c.ID, i)
+	holder := holder(c.ID, i)
 	root, err := m.images.Use(holder, img.ID)
 	if err != nil {
 		return "", err
 	}
-	c.images = append(c.images, holder)
+	if c.volumes == nil {
+		c.volumes = map[string]string{}
+	}
+	c.volumes[holder] = img.ID
 	dir := m.imageDir(c.ID, i)
 	if err := rootfs.Mount(root.Lower, dir); err != nil {
 		return "", err

@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -162,15 +161,20 @@ func labels(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) erro
 	if err := apparmor(s, in, sc); err != nil {
 		return err
 	}
-	o := sc.GetSelinuxOptions()
-	if o == nil || o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() == "" {
+	return RefuseSELinux(sc.GetSelinuxOptions(), in.SELinux)
+}
+
+// RefuseSELinux is the error of who asks for an SELinux label, by the true reason: Berth sets none, active or not. Options
+// that are all empty ask for nothing.
+func RefuseSELinux(o *cri.SELinuxOption, active bool) error {
+	label := strings.Join([]string{o.GetUser(), o.GetRole(), o.GetType(), o.GetLevel()}, ":")
+	switch {
+	case label == ":::":
 		return nil
+	case !active:
+		return errs.FailedPrecondition.Errorf("selinux_options %s: SELinux is not active on this node: run the pod where it is, or take seLinuxOptions out of it", label)
 	}
-	if !in.SELinux {
-		return errs.FailedPrecondition.Errorf("selinux_options: SELinux is not active on this node: run the pod where it is, or take seLinuxOptions out of it")
-	}
-	s.Process.SelinuxLabel = fmt.Sprintf("%s:%s:%s:%s", o.GetUser(), o.GetRole(), o.GetType(), o.GetLevel())
-	return nil
+	return errs.FailedPrecondition.Errorf("selinux_options %s: this runtime sets no SELinux labels, though SELinux is active on this node: run the pod on a node with a runtime that does, or take seLinuxOptions out of it", label)
 }
 
 func apparmor(s *specs.Spec, in Input, sc *cri.LinuxContainerSecurityContext) error {

@@ -109,16 +109,27 @@ func TestAppArmor(t *testing.T) {
 	}
 }
 
+// TestSELinux: a label that is asked for is refused, with the reason that is true here, and nothing is set.
 func TestSELinux(t *testing.T) {
-	options := func(in *spec.Input) {
-		security(in).SelinuxOptions = &cri.SELinuxOption{User: "u", Role: "r", Type: "t", Level: "s0:c1"}
-	}
-	s, _, err := compile(t, func(in *spec.Input) { in.SELinux = true; options(in) })
-	if err != nil || s.Process.SelinuxLabel != "u:r:t:s0:c1" {
-		t.Errorf("%v, %v", s, err)
-	}
-	if s, _, err = compile(t, options); !errors.Is(err, errs.FailedPrecondition) {
-		t.Errorf("without SELinux: %v, %v", s, err)
+	for _, c := range []struct {
+		option *cri.SELinuxOption
+		active bool
+		says   string // "": it is fine
+	}{
+		{nil, true, ""},
+		{nil, false, ""},
+		{&cri.SELinuxOption{}, true, ""},
+		{&cri.SELinuxOption{User: "u", Role: "r", Type: "t", Level: "s0:c1"}, false, "u:r:t:s0:c1: SELinux is not active"},
+		{&cri.SELinuxOption{User: "u", Role: "r", Type: "t", Level: "s0:c1"}, true, "sets no SELinux labels"},
+		{&cri.SELinuxOption{Level: "s0:c1"}, true, "sets no SELinux labels"},
+	} {
+		s, _, err := compile(t, func(in *spec.Input) { in.SELinux, security(in).SelinuxOptions = c.active, c.option })
+		if c.says == "" && (err != nil || s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "") {
+			t.Errorf("%v: %v, %v", c.option, s, err)
+		}
+		if c.says != "" && (!errors.Is(err, errs.FailedPrecondition) || !strings.Contains(err.Error(), "selinux_options") || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%v, active %v: %v", c.option, c.active, err)
+		}
 	}
 }
 

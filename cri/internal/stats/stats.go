@@ -4,12 +4,9 @@ package stats
 
 import (
 	"context"
-	"io/fs"
 	"log/slog"
 	"math"
-	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -26,6 +23,9 @@ const (
 	// glance is how many files of a layer that no sample has met yet are looked at inside a request: those of a young
 	// container. After a daemon's restart an old one's size is told from the first sample on.
 	glance = 500
+	// few is how many files a layer may hold to be measured with all others, one after the other; those of larger ones
+	// wait for each other alone.
+	few = 20_000
 )
 
 // Collector measures. Make it with New; Run keeps rates and sizes fresh.
@@ -58,20 +58,40 @@ func New(pods *pod.Manager, groups *cgroup.Layout, fsID string, log *slog.Logger
 
 // Run samples until ctx ends.
 func (c *Collector) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	large := make(chan []string, 1)
+	wg.Go(func() { // one tenant's million files delay nobody else's sizes
+		for {
+			select {
+			case ids := <-large:
+				for _, id := range ids {
+					c.measure(ctx, id, math.MaxInt)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
 	t := time.NewTicker(sampleEvery)
 	defer t.Stop()
-	c.sample(ctx)
 	for {
+		if ids := c.sample(ctx); len(ids) > 0 {
+			select {
+			case large <- ids:
+			default: // the last ones still take their time
+			}
+		}
 		select {
 		case <-t.C:
-			c.sample(ctx)
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-func (c *Collector) sample(ctx context.Context) {
+// sample refreshes rates, and the sizes of layers that hold few files; it returns the containers of the others.
+func (c *Collector) sample(ctx context.Context) (large []string) {
 	live := map[string]bool{}
 	for _, ct := range c.pods.Containers() {
 		live[ct.ID] = true
@@ -83,7 +103,11 @@ func (c *Collector) sample(ctx context.Context) {
 				c.nanoCores(ct.ID, s.CPUUsage, time.Now())
 			}
 		}
-		c.measure(ct.ID, math.MaxInt)
+		if known, ok := c.known(ct.ID); ok && known.inodes > few {
+			large = append(large, ct.ID)
+		} else if _, all := c.measure(ctx, ct.ID, few); !all {
+			large = append(large, ct.ID)
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -97,32 +121,13 @@ func (c *Collector) sample(ctx context.Context) {
 			delete(c.rates, id)
 		}
 	}
+	return large
 }
 
 // measure walks a writable layer, which holds only what its container wrote. It says whether there were no more files than
-// most; else nothing is known.
-func (c *Collector) measure(id string, most int) (size, bool) {
-	var s size
-	seen, complete := map[uint64]bool{}, true
-	_ = filepath.WalkDir(c.pods.WritableLayer(id), func(_ string, d fs.DirEntry, err error) error { // what vanishes does not count
-		if err != nil {
-			return nil //nolint:nilerr // as above
-		}
-		if s.inodes >= uint64(most) { //nolint:gosec // positive
-			complete = false
-			return filepath.SkipAll
-		}
-		fi, err := d.Info()
-		if err != nil {
-			return nil //nolint:nilerr // as above
-		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok && !seen[st.Ino] {
-			seen[st.Ino] = true
-			s.bytes += uint64(st.Blocks) * 512 //nolint:gosec // not negative
-			s.inodes++
-		}
-		return nil
-	})
+// most and ctx has not ended; else nothing is known.
+func (c *Collector) measure(ctx context.Context, id string, most int) (size, bool) {
+	s, complete := walk(ctx, c.pods.WritableLayer(id), most)
 	if !complete {
 		return size{}, false
 	}
@@ -133,15 +138,19 @@ func (c *Collector) measure(id string, most int) (size, bool) {
 	return s, true
 }
 
+func (c *Collector) known(id string) (size, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.sizes[id]
+	return s, ok
+}
+
 // layer is the size of a writable layer, if it is known.
 func (c *Collector) layer(id string) (size, bool) {
-	c.mu.Lock()
-	s, ok := c.sizes[id]
-	c.mu.Unlock()
-	if ok {
+	if s, ok := c.known(id); ok {
 		return s, true
 	}
-	return c.measure(id, glance)
+	return c.measure(context.Background(), id, glance) // bounded by itself
 }
 
 // nanoCores is the rate since an earlier reading, at least cpuWindow ago.

@@ -1,7 +1,6 @@
 package stats
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -126,13 +125,13 @@ func TestLayer(t *testing.T) {
 	if s, known := c.layer("c"); known {
 		t.Errorf("a large layer was walked in a request: %+v", s)
 	}
-	if s, known := c.measure("c", math.MaxInt); !known || s.inodes != 4+glance {
+	if s, known := c.measure(t.Context(), "c", math.MaxInt); !known || s.inodes != 4+glance {
 		t.Errorf("%+v", s)
 	}
 	if gone, _ := c.layer("none"); gone.bytes != 0 || gone.inodes != 0 {
 		t.Errorf("%+v", gone)
 	}
-	c.sample(context.Background())
+	c.sample(t.Context())
 	if len(c.sizes) != 0 { // no container is there
 		t.Errorf("sizes of containers that are gone are kept: %v", c.sizes)
 	}

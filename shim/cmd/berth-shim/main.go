@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 
+	"github.com/berth-project/berth/internal/failpoint"
 	"github.com/berth-project/berth/shim/internal/app"
 )
 
@@ -24,9 +26,14 @@ func main() {
 func run() int {
 	dir := flag.String("dir", "", "the shim's own directory")
 	show := flag.Bool("version", false, "print the version and exit")
+	points := flag.Bool("failpoints", false, "list the places where a test can make it fail, and exit")
 	flag.Parse()
-	if *show {
+	switch {
+	case *show:
 		fmt.Println("berth-shim", build())
+		return 0
+	case *points:
+		fmt.Println(strings.Join(failpoint.Names(), "\n"))
 		return 0
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))

@@ -57,7 +57,7 @@ type shim struct {
 func Run(ctx context.Context, cfg Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if err := becomeSupervisor(); err != nil {
+	if err := errors.Join(shelter(), becomeSupervisor()); err != nil {
 		return err
 	}
 	if err := failpoint.Load(cfg.Dir + "/failpoints"); err != nil {

@@ -23,7 +23,7 @@ func validate(s *Start, h0 *host) error {
 	case l.Seccomp != nil:
 		return errs.InvalidArgument.Errorf("linux.seccomp is given by digest")
 	case l.MountLabel != "":
-		return errs.FailedPrecondition.Errorf("a mount label is asked for, but SELinux is not active")
+		return errs.Unimplemented.Errorf("mount label %q: SELinux labels are not set", l.MountLabel)
 	case l.IntelRdt != nil, l.MemoryPolicy != nil, len(l.TimeOffsets) > 0, len(l.NetDevices) > 0:
 		return errs.Unimplemented.Errorf("intelRdt, memoryPolicy, timeOffsets and netDevices are not supported")
 	case spec.VM != nil, spec.Windows != nil, spec.Solaris != nil:
@@ -41,7 +41,7 @@ func validateProcess(p *specs.Process, h *host) error {
 	case p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined" && !h.apparmor:
 		return errs.FailedPrecondition.Errorf("AppArmor profile %q is asked for, but AppArmor is not active", p.ApparmorProfile)
 	case p.SelinuxLabel != "":
-		return errs.FailedPrecondition.Errorf("SELinux label %q is asked for, but SELinux is not active", p.SelinuxLabel)
+		return errs.Unimplemented.Errorf("SELinux label %q: SELinux labels are not set", p.SelinuxLabel)
 	case p.ExecCPUAffinity != nil:
 		return errs.Unimplemented.Errorf("execCPUAffinity is not supported")
 	}
