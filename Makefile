@@ -187,7 +187,7 @@ bench-bgp: setup ## 10,000 routes from BIRD through berth-bgp to the kernel, and
 	BERTH_BENCH_OUT=$(OUT)/bench/bgp.json $(GO) test -count=1 -timeout 20m -run '^TestBenchRoutes$$' -v ./cni/test/bgp
 
 .PHONY: mutants
-mutants: setup tools ## Break Berth in 100 ways, one at a time: each has to fail the test that is named for it
+mutants: setup tools ## Break Berth in 103 ways, one at a time: each has to fail the test that is named for it
 	cd e2e && $(GO) run ./cmd/mutants -root .. -tools $(TOOLS)
 
 .PHONY: conformance-gpu
