@@ -42,6 +42,12 @@ func (s *Supervisor) adoptContainer(r *v1.AdoptContainer, fds []*os.File) (err e
 		s.release(c)
 		return err
 	}
+	s.mu.Lock()
+	err = s.givenUp(r.ID)
+	s.mu.Unlock()
+	if err != nil {
+		return fail(err)
+	}
 	if c.work, err = s.cfg.Runtime.Adopt(r.ID, r.Pid, r.OCI); err != nil {
 		return fail(err)
 	}

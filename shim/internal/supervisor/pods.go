@@ -106,9 +106,15 @@ func (s *Supervisor) runPod(ctx context.Context, r *v1.RunPod, fds []*os.File) (
 	}
 	s.mu.Lock()
 	p := s.pods[r.ID]
-	if p == nil && s.draining {
-		s.mu.Unlock()
-		return nil, nil, errs.FailedPrecondition.Errorf("the shim is draining and takes no new pods")
+	if p == nil {
+		err = s.givenUp(r.ID)
+		if s.draining {
+			err = errs.FailedPrecondition.Errorf("the shim is draining and takes no new pods")
+		}
+		if err != nil {
+			s.mu.Unlock()
+			return nil, nil, err
+		}
 	}
 	if p != nil {
 		s.mu.Unlock()
@@ -149,11 +155,12 @@ func podReply(p *pod) (any, []*os.File, error) {
 	return &runPodReply{RunPodReply: v1.RunPodReply{Namespaces: p.kinds, InitPid: p.initPid}, lent: files}, files, nil
 }
 
-// removePod ends a pod's init and lets go of its namespaces.
+// removePod ends a pod's init and lets go of its namespaces. One that is not there is not made for a minute.
 func (s *Supervisor) removePod(id string) error {
 	s.mu.Lock()
 	p := s.pods[id]
 	if p == nil {
+		s.giveUp(id)
 		s.mu.Unlock()
 		return nil
 	}
@@ -198,6 +205,10 @@ func (s *Supervisor) adoptPod(r *v1.AdoptPod, fds []*os.File) error {
 	if s.pods[r.ID] != nil { // a repeated request
 		p.close()
 		return nil
+	}
+	if err := s.givenUp(r.ID); err != nil {
+		p.close()
+		return err
 	}
 	s.pods[r.ID] = p
 	return nil
