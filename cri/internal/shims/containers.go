@@ -28,6 +28,13 @@ type containerEntry struct {
 	homeless bool
 }
 
+// copied is an entry with descriptors of its own. The pool's mu is held.
+func (e *containerEntry) copied() *containerEntry {
+	c := *e
+	c.handles = duplicates(e.handles)
+	return &c
+}
+
 func (e *containerEntry) close() {
 	for _, f := range e.handles {
 		_ = f.Close()

@@ -21,6 +21,16 @@ type podEntry struct {
 	init    *os.File
 }
 
+// copied is an entry with descriptors of its own. The pool's mu is held.
+func (e *podEntry) copied() *podEntry {
+	c := *e
+	c.ns = duplicates(e.ns)
+	if e.init != nil {
+		c.init = duplicates(map[string]*os.File{"": e.init})[""]
+	}
+	return &c
+}
+
 func (e *podEntry) close() {
 	for _, f := range e.ns {
 		_ = f.Close()
