@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"time"
 
@@ -141,6 +142,7 @@ func (p *Pool) replace(ctx context.Context, s *shim) bool {
 	if len(pods) == 0 && len(containers) == 0 {
 		p.mu.Lock()
 		delete(p.shims, s.id)
+		maps.DeleteFunc(p.pods, func(_ string, e *podEntry) bool { return e.shim == s }) // only asked for: it had none
 		p.mu.Unlock()
 		p.discard(s)
 		p.log.Info("empty shim is gone", "shim", s.id)
@@ -188,7 +190,7 @@ func (p *Pool) holdings(s *shim) (pods map[string]*podEntry, containers map[stri
 	defer p.mu.Unlock()
 	pods, containers = map[string]*podEntry{}, map[string]*containerEntry{}
 	for id, e := range p.pods {
-		if e.shim == s {
+		if e.shim == s && !e.asked { // one that is only asked for is asked for again, by its caller
 			pods[id] = e.copied()
 		}
 	}

@@ -53,7 +53,7 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	p.mu.Lock()
 	pod := p.pods[req.Pod]
 	p.mu.Unlock()
-	if pod == nil {
+	if pod == nil || pod.asked {
 		return Started{}, errs.FailedPrecondition.Errorf("pod %s has no supervisor: it is stopped", req.Pod)
 	}
 	s := pod.shim

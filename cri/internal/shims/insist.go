@@ -99,7 +99,7 @@ func (p *Pool) contented(key string, asked int) bool {
 func (p *Pool) offerPod(id string) (over bool, err error) {
 	p.mu.Lock()
 	e := p.pods[id]
-	if e == nil {
+	if e == nil || e.asked {
 		p.mu.Unlock()
 		return true, nil
 	}

@@ -130,7 +130,7 @@ type RunPodReply struct {
 }
 
 // PodRef names a pod. RemovePod of an unknown pod succeeds, and refuses it for a minute: RunPod or AdoptPod may have been sent
-// before and come after; of one whose containers still run it is a failed precondition. It ends the pod's init and closes the shim's hold on the namespaces.
+// before and come after; of one that is being made it waits for that; of one whose containers still run it is a failed precondition. It ends the pod's init and closes the shim's hold on the namespaces.
 type PodRef struct {
 	ID string `json:"id"`
 }
