@@ -11,7 +11,7 @@ import (
 const (
 	// handLimit bounds one adoption. A shim may hang in one, on a container's log that is on a dead file server, and take the
 	// others.
-	handLimit = 10 * time.Second
+	handLimit = 5 * time.Second
 	// insistEvery is the longest pause between two offers of what a shim has not adopted. As long as it is nobody's the end of
 	// its process is seen by the next offer only.
 	insistEvery = 2 * time.Second
