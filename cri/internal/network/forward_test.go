@@ -70,13 +70,13 @@ func TestForwardAnswers(t *testing.T) {
 	go func() {
 		_, _ = io.ReadAll(pod) // to the client's end
 		for range 8 {
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(200 * time.Millisecond)
 			_, _ = pod.Write([]byte("."))
 		}
 		_ = pod.CloseWrite()
 	}()
 	c := &client{Reader: bytes.NewReader([]byte("question"))}
-	ends(t, &forwarded{conn: near, farewell: 400 * time.Millisecond, congested: time.Minute}, c, 10*time.Second)
+	ends(t, &forwarded{conn: near, farewell: time.Second, congested: time.Minute}, c, 10*time.Second)
 	if c.heard.String() != "........" {
 		t.Errorf("of the answer came %q", c.heard.String())
 	}
