@@ -62,6 +62,15 @@ func TestLogGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := b.shim("p1")
+	for n := 0; ; n++ { // it has begun
+		if fi, err := os.Stat(filepath.Join(logs, "0.log")); err == nil && fi.Size() > 0 {
+			break
+		}
+		if n > 500 {
+			t.Fatal("it says nothing")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err := os.Rename(logs, away); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +86,7 @@ func TestLogGone(t *testing.T) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the log does not go on (%d bytes), %v", len(text), err)
+			t.Fatalf("the log does not go on, or does not say what it lacks (%d bytes, %v)", len(text), err)
 		}
 	}
 	if err := b.Signal("c1", unix.SIGKILL); err != nil {
