@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -101,21 +100,4 @@ func dialLocked(ctx context.Context, ns *os.File, port int32) (net.Conn, error) 
 		all = append(all, err)
 	}
 	return nil, errs.Unavailable.Errorf("port %d: %w", port, errors.Join(all...))
-}
-
-// Forward copies between a stream and a connection until either side ends, then closes the connection.
-func Forward(conn net.Conn, stream io.ReadWriter) error {
-	in := make(chan error, 1)
-	go func() { //nolint:gocritic // ends when either side closes
-		_, err := io.Copy(conn, stream)
-		if c, ok := conn.(*net.TCPConn); ok {
-			err = errors.Join(err, c.CloseWrite())
-		}
-		in <- err
-	}()
-	_, err := io.Copy(stream, conn)
-	if cerr := conn.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
-		err = errors.Join(err, cerr)
-	}
-	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"time"
 
@@ -77,8 +78,7 @@ func (p *Pool) SetStatic(c v1.Container, oci *v1.OCIRuntime) {
 		return
 	}
 	e.homeless = false
-	late := *e
-	late.handles = duplicates(e.handles)
+	late := e.copied()
 	p.wg.Go(func() {
 		defer late.close()
 		ctx, cancel := context.WithTimeout(context.Background(), takeLimit) //nolint:gosec // detached on purpose
@@ -86,8 +86,8 @@ func (p *Pool) SetStatic(c v1.Container, oci *v1.OCIRuntime) {
 		s := late.shim
 		s.life.RLock() // the successor is there, or nobody
 		defer s.life.RUnlock()
-		if err := s.adoptContainer(ctx, &late); err != nil {
-			p.log.Error("container not adopted", "container", c.ID, "shim", s.id, "error", err)
+		if err := s.adoptContainer(ctx, late); err != nil {
+			p.insist(s, "container", c.ID, err)
 		}
 	})
 }
@@ -142,6 +142,7 @@ func (p *Pool) replace(ctx context.Context, s *shim) bool {
 	if len(pods) == 0 && len(containers) == 0 {
 		p.mu.Lock()
 		delete(p.shims, s.id)
+		maps.DeleteFunc(p.pods, func(_ string, e *podEntry) bool { return e.shim == s }) // only asked for: it had none
 		p.mu.Unlock()
 		p.discard(s)
 		p.log.Info("empty shim is gone", "shim", s.id)
@@ -161,22 +162,7 @@ func (p *Pool) replace(ctx context.Context, s *shim) bool {
 		}
 		return false
 	}
-	for id, e := range pods {
-		if err := s.adoptPod(ctx, id, e); err != nil {
-			p.log.Error("pod not adopted", "pod", id, "shim", s.id, "error", err)
-		}
-		e.close()
-	}
-	for id, e := range containers {
-		if e.static.ID == "" {
-			e.close()
-			continue // SetStatic has it adopted
-		}
-		if err := s.adoptContainer(ctx, e); err != nil {
-			p.log.Error("container not adopted", "container", id, "shim", s.id, "error", err)
-		}
-		e.close()
-	}
+	p.handOver(s, pods, containers)
 	p.log.Warn("shim died and was replaced", "shim", s.id, "pid", hello.Pid, "pods", len(pods), "containers", len(containers), "took", time.Since(start))
 	return true
 }
@@ -204,21 +190,14 @@ func (p *Pool) holdings(s *shim) (pods map[string]*podEntry, containers map[stri
 	defer p.mu.Unlock()
 	pods, containers = map[string]*podEntry{}, map[string]*containerEntry{}
 	for id, e := range p.pods {
-		if e.shim == s {
-			c := *e
-			c.ns = duplicates(e.ns)
-			if e.init != nil {
-				c.init = duplicates(map[string]*os.File{"": e.init})[""]
-			}
-			pods[id] = &c
+		if e.shim == s && !e.asked { // one that is only asked for is asked for again, by its caller
+			pods[id] = e.copied()
 		}
 	}
 	for id, e := range p.containers {
 		if e.shim == s && !e.exited {
 			e.homeless = e.static.ID == ""
-			c := *e
-			c.handles = duplicates(e.handles)
-			containers[id] = &c
+			containers[id] = e.copied()
 		}
 	}
 	return pods, containers

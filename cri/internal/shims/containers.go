@@ -28,6 +28,13 @@ type containerEntry struct {
 	homeless bool
 }
 
+// copied is an entry with descriptors of its own. The pool's mu is held.
+func (e *containerEntry) copied() *containerEntry {
+	c := *e
+	c.handles = duplicates(e.handles)
+	return &c
+}
+
 func (e *containerEntry) close() {
 	for _, f := range e.handles {
 		_ = f.Close()
@@ -46,7 +53,7 @@ func (p *Pool) Start(ctx context.Context, req v1.Start, groups *cgroup.Handles) 
 	p.mu.Lock()
 	pod := p.pods[req.Pod]
 	p.mu.Unlock()
-	if pod == nil {
+	if pod == nil || pod.asked {
 		return Started{}, errs.FailedPrecondition.Errorf("pod %s has no supervisor: it is stopped", req.Pod)
 	}
 	s := pod.shim

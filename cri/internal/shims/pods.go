@@ -14,11 +14,24 @@ import (
 )
 
 type podEntry struct {
-	shim    *shim
+	shim *shim
+	// asked says that the shim was asked to make the pod and has not said that it did: it may have, or may be about to. There
+	// are no descriptors then.
+	asked   bool
 	ns      map[string]*os.File
 	order   []string
 	initPid int
 	init    *os.File
+}
+
+// copied is an entry with descriptors of its own. The pool's mu is held.
+func (e *podEntry) copied() *podEntry {
+	c := *e
+	c.ns = duplicates(e.ns)
+	if e.init != nil {
+		c.init = duplicates(map[string]*os.File{"": e.init})[""]
+	}
+	return &c
 }
 
 func (e *podEntry) close() {
@@ -70,23 +83,25 @@ func (p *Pool) Identities(pod string) map[string]uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.pods[pod]
-	if e == nil {
+	if e == nil || e.asked {
 		return nil
 	}
 	return inodes(e.ns)
 }
 
-// RunPod makes a pod's namespaces in some shim and keeps their descriptors.
+// RunPod makes a pod's namespaces in some shim and keeps their descriptors. On an error the shim may have made the pod, or make
+// it later: RemovePod asks it not to.
 func (p *Pool) RunPod(ctx context.Context, req v1.RunPod, groups *cgroup.Handles) error {
 	s, err := p.place(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		p.mu.Lock()
-		s.reserved--
-		p.mu.Unlock()
-	}()
+	p.mu.Lock()
+	s.reserved--
+	if p.pods[req.ID] == nil {
+		p.pods[req.ID] = &podEntry{shim: s, asked: true}
+	}
+	p.mu.Unlock()
 	req.Cgroups = announce(groups)
 	var reply v1.RunPodReply
 	var short error
@@ -140,11 +155,11 @@ func (p *Pool) RemovePod(ctx context.Context, id string) error {
 		return nil
 	}
 	_, err := e.shim.call(ctx, v1.MethodRemovePod, v1.PodRef{ID: id}, nil, nil)
-	if err != nil && !errors.Is(err, errs.NotFound) {
-		return err
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err != nil && !errors.Is(err, errs.NotFound) && p.pods[id] != nil { // else it went with its shim
+		return err
+	}
 	if p.pods[id] == e { // not a second removal's
 		delete(p.pods, id)
 		e.close()

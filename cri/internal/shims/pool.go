@@ -56,6 +56,7 @@ type Pool struct {
 	containers map[string]*containerEntry
 	execs      map[string]*execEntry
 	profiles   map[string]json.RawMessage
+	insisting  map[string]int // how often what is offered again and again was refused at first, by kind and id
 }
 
 // New makes a pool that starts nothing. exited and oom are called from the pool's own goroutines, one at a time
@@ -65,6 +66,7 @@ func New(cfg Config, log *slog.Logger, exited func(v1.Exited), oom func(v1.OOM))
 		cfg: cfg, log: log, exited: exited, oom: oom, stop: make(chan struct{}),
 		shims: map[string]*shim{}, pods: map[string]*podEntry{}, containers: map[string]*containerEntry{},
 		execs: map[string]*execEntry{}, profiles: map[string]json.RawMessage{},
+		insisting: map[string]int{},
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,7 @@ type OrphanPod struct {
 }
 
 // Rescue gives a pod and its containers to a living shim, to the one that has the pod already if there is one: it was
-// about to be given the containers too when its daemon died. It returns those that the shim has now. Their input and their
+// about to be given the containers too when its daemon died. It returns those that were found. Their input and their
 // terminals ended with those who held the other end. FailedPrecondition: no container runs, or a namespace is not to be
 // found.
 func (p *Pool) Rescue(ctx context.Context, pod OrphanPod) ([]v1.ContainerState, error) {
@@ -101,8 +102,8 @@ func (p *Pool) pidfdIn(group string, pid int) (*os.File, error) {
 }
 
 // entrust gives containers to their pod's shim, or them and the pod to some shim. What is one of the pool's is given to a
-// shim's successor as well, should it die meanwhile. A container that the shim does not take is left out; without any it is
-// an error.
+// shim's successor as well, should it die meanwhile. A container that the shim does not take is offered again: it runs, and
+// the pool has all there is of it.
 func (p *Pool) entrust(ctx context.Context, pod OrphanPod, containers map[string]*containerEntry) error {
 	e, held := p.held(pod.ID)
 	if e == nil {
@@ -123,20 +124,18 @@ func (p *Pool) entrust(ctx context.Context, pod OrphanPod, containers map[string
 			return fmt.Errorf("shim %s: %w", s.id, err)
 		}
 	}
+	var wg sync.WaitGroup
 	for id, c := range containers {
-		err := s.adoptContainer(ctx, c)
-		if err == nil || errors.Is(err, errs.Unavailable) {
-			continue
-		}
-		s.hung.Store(errors.Is(err, context.DeadlineExceeded))
-		p.log.Error("container not adopted", "container", id, "shim", s.id, "error", err)
-		p.disown("", nil, map[string]*containerEntry{id: c})
-		c.close()
-		delete(containers, id)
+		wg.Go(func() {
+			err := s.adoptContainer(ctx, c)
+			if err == nil || errors.Is(err, errs.Unavailable) {
+				return
+			}
+			s.hung.Store(errors.Is(err, context.DeadlineExceeded))
+			p.insist(s, "container", id, err)
+		})
 	}
-	if len(containers) == 0 {
-		return errs.FailedPrecondition.Errorf("shim %s takes none of its containers", s.id)
-	}
+	wg.Wait()
 	return nil
 }
 
@@ -199,14 +198,12 @@ func (p *Pool) enlist(s *shim, id string, e *podEntry, containers map[string]*co
 	}
 }
 
-// disown takes back what enlist did, of a pod if there is one.
+// disown takes back what enlist did.
 func (p *Pool) disown(pod string, e *podEntry, containers map[string]*containerEntry) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if e != nil {
-		e.close()
-		delete(p.pods, pod)
-	}
+	e.close()
+	delete(p.pods, pod)
 	for id, c := range containers {
 		if p.containers[id] == c {
 			delete(p.containers, id)

@@ -2,12 +2,10 @@ package stream
 
 import (
 	"net/http"
-	"path"
-	"strings"
-	"sync"
 	"time"
 
-	"k8s.io/cri-streaming/pkg/streaming"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -15,94 +13,119 @@ import (
 	"github.com/berth-project/berth/proto/errs"
 )
 
-// tokenLife is how long a URL may be used, once; the library's own is the same.
-const tokenLife = time.Minute
+// creationLimit is how long a client over SPDY may take to make the streams it needs.
+const creationLimit = remotecommand.DefaultStreamCreationTimeout
 
-// front stands before the library's handler and adds what current clients ask for over WebSocket and the library
-// does not speak: v5.channel.k8s.io for exec and attach, SPDY in a tunnel for port-forward. It remembers the
-// request of each token, so that a token is spent whichever way it is used.
+// front hands out URLs and serves the streams that they promise. What current clients ask for over WebSocket and the
+// library does not speak is served here: v5.channel.k8s.io for exec and attach, SPDY in a tunnel for port-forward; the rest
+// is the library's.
 type front struct {
-	streaming.Server
+	base    string // URL of the server, without a path
 	runtime runtime
-
-	mu      sync.Mutex
-	pending map[string]ticket // by token
-	spent   map[string]time.Time
+	tickets tickets
 }
 
-// ticket is one promised stream; exactly one of the two is set.
-type ticket struct {
-	exec   *cri.ExecRequest
-	attach *cri.AttachRequest
-	until  time.Time
+func newFront(base string, r runtime) *front {
+	return &front{base: base, runtime: r, tickets: tickets{pending: map[string]ticket{}}}
 }
 
-func newFront(s streaming.Server, r runtime) *front {
-	return &front{Server: s, runtime: r, pending: map[string]ticket{}, spent: map[string]time.Time{}}
-}
-
-// GetExec implements streaming.Server.
+// GetExec gives the URL of an exec. InvalidArgument: no container, no stream, or a terminal with a stderr of its own.
+// ResourceExhausted: too many URLs are not used yet.
 func (f *front) GetExec(req *cri.ExecRequest) (*cri.ExecResponse, error) {
-	resp, err := f.Server.GetExec(req)
-	if err == nil {
-		f.remember(resp.GetUrl(), ticket{exec: req})
+	url, err := f.promise("/exec/", ticket{exec: req})
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	return &cri.ExecResponse{Url: url}, nil
 }
 
-// GetAttach implements streaming.Server.
+// GetAttach gives the URL of an attach. Its errors are those of GetExec.
 func (f *front) GetAttach(req *cri.AttachRequest) (*cri.AttachResponse, error) {
-	resp, err := f.Server.GetAttach(req)
-	if err == nil {
-		f.remember(resp.GetUrl(), ticket{attach: req})
+	url, err := f.promise("/attach/", ticket{attach: req})
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	return &cri.AttachResponse{Url: url}, nil
 }
 
-func (f *front) remember(url string, t ticket) {
-	now := time.Now()
-	t.until = now.Add(tokenLife)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for token, old := range f.pending {
-		if old.until.Before(now) {
-			delete(f.pending, token)
-		}
+// GetPortForward gives the URL of a port-forward. InvalidArgument: no pod. ResourceExhausted: as GetExec.
+func (f *front) GetPortForward(req *cri.PortForwardRequest) (*cri.PortForwardResponse, error) {
+	url, err := f.promise("/portforward/", ticket{forward: req})
+	if err != nil {
+		return nil, err
 	}
-	for token, until := range f.spent {
-		if until.Before(now) {
-			delete(f.spent, token)
-		}
-	}
-	f.pending[path.Base(url)] = t
+	return &cri.PortForwardResponse{Url: url}, nil
 }
 
-// spend takes a token out of use. A second use is NotFound.
-func (f *front) spend(token string) (ticket, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if _, again := f.spent[token]; again {
-		return ticket{}, errs.NotFound.Errorf("this URL was used already")
+func (f *front) promise(verb string, t ticket) (url string, err error) {
+	if err := t.check(); err != nil {
+		return "", err
 	}
-	t := f.pending[token]
-	delete(f.pending, token)
-	f.spent[token] = time.Now().Add(2 * tokenLife)
-	return t, nil
+	path, err := f.tickets.issue(verb, t, time.Now())
+	return f.base + path, err
+}
+
+// check refuses what no client can mean.
+func (t ticket) check() error {
+	if t.forward != nil {
+		if t.forward.GetPodSandboxId() == "" {
+			return errs.InvalidArgument.Errorf("pod_sandbox_id must be set")
+		}
+		return nil
+	}
+	w := shape(t)
+	switch {
+	case t.container() == "":
+		return errs.InvalidArgument.Errorf("container_id must be set")
+	case w.tty && w.stderr:
+		return errs.InvalidArgument.Errorf("tty and stderr: a terminal has no stderr of its own")
+	case !w.stdin && !w.stdout && !w.stderr:
+		return errs.InvalidArgument.Errorf("one of stdin, stdout and stderr must be set")
+	}
+	return nil
 }
 
 // ServeHTTP implements http.Handler.
 func (f *front) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	t, err := f.spend(path.Base(req.URL.Path))
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusNotFound)
+	if req.Method != http.MethodGet && req.Method != http.MethodPost { // WebSocket, SPDY
+		http.Error(w, "GET or POST", http.StatusMethodNotAllowed)
 		return
 	}
+	t, ok := f.tickets.spend(req.URL.Path, time.Now())
 	switch {
-	case strings.HasPrefix(req.URL.Path, "/portforward/") && wsstream.IsWebSocketRequestWithTunnelingProtocol(req):
-		tunnel(f.Server, w, req)
-	case wsstream.IsWebSocketRequestWithStreamCloseProtocol(req) && (t.exec != nil || t.attach != nil) && time.Now().Before(t.until):
+	case !ok:
+		w.Header().Set("Connection", "close")
+		http.Error(w, "no such stream: its URL is good once, for a minute", http.StatusNotFound)
+	case t.forward != nil && wsstream.IsWebSocketRequestWithTunnelingProtocol(req):
+		tunnel(f.forward(t.forward), w, req)
+	case t.forward != nil:
+		f.forward(t.forward).ServeHTTP(w, req)
+	case wsstream.IsWebSocketRequestWithStreamCloseProtocol(req):
 		f.serveV5(w, req, t)
 	default:
-		f.Server.ServeHTTP(w, req)
+		f.serveCommand(w, req, t)
 	}
+}
+
+// forward serves a port-forward by the library.
+func (f *front) forward(r *cri.PortForwardRequest) http.HandlerFunc {
+	return func(w http.ResponseWriter, req *http.Request) {
+		ports, err := portforward.BuildV4Options(r.GetPort())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		portforward.ServePortForward(w, req, f.runtime, r.GetPodSandboxId(), "", ports, idleLimit, creationLimit, portforward.SupportedProtocols)
+	}
+}
+
+// serveCommand serves an exec or an attach by the library.
+func (f *front) serveCommand(w http.ResponseWriter, req *http.Request, t ticket) {
+	want, protocols := shape(t), remotecommand.SupportedStreamingProtocols
+	opts := &remotecommand.Options{Stdin: want.stdin, Stdout: want.stdout, Stderr: want.stderr, TTY: want.tty}
+	if t.exec != nil {
+		remotecommand.ServeExec(w, req, f.runtime, "", "", t.container(), t.exec.GetCmd(), opts, idleLimit, creationLimit, protocols)
+		return
+	}
+	remotecommand.ServeAttach(w, req, f.runtime, "", "", t.container(), opts, idleLimit, creationLimit, protocols)
 }

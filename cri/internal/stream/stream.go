@@ -1,5 +1,5 @@
-// Package stream serves exec, attach and port-forward over SPDY and WebSocket, by k8s.io/cri-streaming: one-time
-// token URLs on a loopback address.
+// Package stream serves exec, attach and port-forward over SPDY and WebSocket, at one-time URLs on a loopback address. The
+// URLs are its own, most protocols those of k8s.io/cri-streaming.
 package stream
 
 import (
@@ -9,10 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"time"
 
-	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
@@ -20,9 +18,13 @@ import (
 	"github.com/berth-project/berth/cri/internal/pod"
 )
 
+// headerLimit is the most bytes of a request's line and headers: those of a client's browser, passed on by API server and
+// kubelet, are far fewer.
+const headerLimit = 64 << 10
+
 // Server is the streaming server.
 type Server struct {
-	streaming.Server
+	*front
 	listener net.Listener
 }
 
@@ -32,14 +34,7 @@ func New(address string, pods *pod.Manager) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("streaming server: %w", err)
 	}
-	conf := streaming.DefaultConfig
-	conf.Addr = l.Addr().String()
-	conf.BaseURL = &url.URL{Scheme: "http", Host: conf.Addr, Path: "/"}
-	s, err := streaming.NewServer(conf, runtime{pods})
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return &Server{Server: newFront(s, runtime{pods}), listener: l}, nil
+	return &Server{front: newFront("http://"+l.Addr().String(), runtime{pods}), listener: l}, nil
 }
 
 // Address is where the server listens.
@@ -47,7 +42,7 @@ func (s *Server) Address() string { return s.listener.Addr().String() }
 
 // Run serves until ctx ends; open streams are cut then.
 func (s *Server) Run(ctx context.Context) error {
-	srv := &http.Server{Handler: s.Server, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: s.front, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second, MaxHeaderBytes: headerLimit}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(s.listener) }() //nolint:gocritic // waited for below
 	select {
@@ -65,8 +60,9 @@ func (s *Server) Run(ctx context.Context) error {
 // runtime connects the library's streams to the domain.
 type runtime struct{ pods *pod.Manager }
 
-// Exec implements streaming.Runtime. A process that exits with another code than 0 is the library's CodeExitError.
-func (r runtime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+// ExecInContainer implements remotecommand.Executor. A process that exits with another code than 0 is the library's
+// CodeExitError.
+func (r runtime) ExecInContainer(ctx context.Context, _, _, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	sizes, stop := translate(resize)
 	defer stop()
 	code, err := r.pods.Exec(ctx, id, cmd, pod.Streams{In: in, Out: out, Err: errOut, TTY: tty, Resize: sizes})
@@ -81,15 +77,15 @@ func exitError(code int, err error) error {
 	return err
 }
 
-// Attach implements streaming.Runtime.
-func (r runtime) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+// AttachContainer implements remotecommand.Attacher.
+func (r runtime) AttachContainer(ctx context.Context, _, _, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	sizes, stop := translate(resize)
 	defer stop()
 	return r.pods.Attach(ctx, id, pod.Streams{In: in, Out: out, Err: errOut, TTY: tty, Resize: sizes})
 }
 
-// PortForward implements streaming.Runtime: it dials the pod's loopback from inside its network namespace.
-func (r runtime) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
+// PortForward implements portforward.PortForwarder: it dials the pod's loopback from inside its network namespace.
+func (r runtime) PortForward(ctx context.Context, id, _ string, port int32, stream io.ReadWriteCloser) error {
 	defer stream.Close() //nolint:errcheck // the client's side reports its own errors
 	p, err := r.pods.Pod(id)
 	if err != nil {

@@ -43,7 +43,7 @@ func TestLoopback(t *testing.T) {
 		t.Fatal(err)
 	}
 	u, err := url.Parse(resp.GetUrl())
-	if err != nil || u.Host != s.Address() || len(strings.TrimPrefix(u.Path, "/exec/")) < 8 {
+	if err != nil || u.Host != s.Address() || len(strings.TrimPrefix(u.Path, "/exec/")) < 26 { // 128 bits, five a letter
 		t.Errorf("%s", resp.GetUrl())
 	}
 	client := &http.Client{Timeout: 5 * time.Second}
@@ -80,8 +80,14 @@ func TestRequests(t *testing.T) {
 	if _, err := s.GetExec(&cri.ExecRequest{ContainerId: "c", Cmd: []string{"x"}, Stdout: true, Stderr: true, Tty: true}); err == nil {
 		t.Error("a terminal with a stderr of its own")
 	}
+	if _, err := s.GetExec(&cri.ExecRequest{Cmd: []string{"x"}, Stdout: true}); err == nil {
+		t.Error("exec in no container")
+	}
 	if _, err := s.GetAttach(&cri.AttachRequest{ContainerId: "c"}); err == nil {
 		t.Error("attach without a stream")
+	}
+	if _, err := s.GetPortForward(&cri.PortForwardRequest{}); err == nil {
+		t.Error("port-forward to no pod")
 	}
 }
 

@@ -59,9 +59,9 @@ func (f *front) serveV5(w http.ResponseWriter, req *http.Request, t ticket) {
 		go readSizes(streams[channelResize], sizes, done) //nolint:gocritic // ends with the connection
 	}
 	if t.exec != nil {
-		err = f.runtime.Exec(req.Context(), t.exec.GetContainerId(), t.exec.GetCmd(), in, out, errOut, want.tty, sizes)
+		err = f.runtime.ExecInContainer(req.Context(), "", "", t.container(), t.exec.GetCmd(), in, out, errOut, want.tty, sizes, 0)
 	} else {
-		err = f.runtime.Attach(req.Context(), t.attach.GetContainerId(), in, out, errOut, want.tty, sizes)
+		err = f.runtime.AttachContainer(req.Context(), "", "", t.container(), in, out, errOut, want.tty, sizes)
 	}
 	_, _ = streams[channelError].Write(status(err)) // the client may be gone
 }

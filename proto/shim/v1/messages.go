@@ -129,8 +129,8 @@ type RunPodReply struct {
 	InitPid    int      `json:"initPid,omitempty"`
 }
 
-// PodRef names a pod. RemovePod of an unknown pod succeeds; of one whose containers still run it is a failed
-// precondition. It ends the pod's init and closes the shim's hold on the namespaces.
+// PodRef names a pod. RemovePod of an unknown pod succeeds, and refuses it for a minute: RunPod or AdoptPod may have been sent
+// before and come after; of one that is being made it waits for that; of one whose containers still run it is a failed precondition. It ends the pod's init and closes the shim's hold on the namespaces.
 type PodRef struct {
 	ID string `json:"id"`
 }
@@ -276,7 +276,8 @@ type AdoptPod struct {
 	InitPid    int      `json:"initPid,omitempty"`
 }
 
-// AdoptContainer gives a new shim a container whose shim died. The exit code of an adopted container comes from
+// AdoptContainer gives a new shim a container whose shim died. Repeating it is harmless; Aborted: an earlier request for it is
+// not answered yet. A log that cannot be opened is no error: the output is dropped and counted until it can be. The exit code of an adopted container comes from
 // PIDFD_INFO_EXIT (Linux 6.15), else it is unknown. fds: one for each of Handles.
 type AdoptContainer struct {
 	Container

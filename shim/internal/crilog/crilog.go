@@ -7,7 +7,8 @@
 // return before the newline is dropped. All this is as containerd does it; the kubelet reads it.
 //
 // When the file can not be written (a full disk) the container is not stopped and not held up: what does not fit
-// is dropped and counted, and a line says so as soon as the file takes one again.
+// is dropped and counted, and a line says so as soon as the file takes one again. The same holds for a file that could not
+// be opened when a shim took a running container over.
 package crilog
 
 import (
@@ -23,6 +24,10 @@ import (
 	"github.com/berth-project/berth/internal/inroot"
 )
 
+// reopenEvery is how long a log whose file cannot be opened waits between two tries, which it makes when something is
+// written.
+const reopenEvery = time.Second
+
 // MaxLine is the most bytes of output in one record.
 const MaxLine = 16 << 10
 
@@ -37,10 +42,13 @@ type Log struct {
 	torn    bool // the file ends within a record
 	dropped int64
 	cause   error
+	again   time.Time // when to try again to open a file that could not be opened
+	closed  bool
 }
 
 // Open opens (or makes) the log file name, which is resolved beneath dir without following links. journal, if not
-// nil, is the log's from then on.
+// nil, is the log's from then on. On an error the Log is one for what runs already: it drops and counts what is written until
+// the file can be opened, which it tries itself; Close it if it is not wanted.
 func Open(dir, name string, journal *Journal) (*Log, error) {
 	l := &Log{dir: dir, name: name, journal: journal}
 	if name == "" {
@@ -48,7 +56,34 @@ func Open(dir, name string, journal *Journal) (*Log, error) {
 	}
 	var err error
 	l.file, err = l.open()
+	l.cause = err
 	return l, err
+}
+
+// late opens the file of a log that has none yet, if it is time to try, and tells whether there is one. l.mu is held.
+func (l *Log) late(now time.Time) bool {
+	if l.file != nil {
+		return true
+	}
+	if l.name == "" || l.closed || now.Before(l.again) {
+		return false
+	}
+	f, err := l.open()
+	if err != nil {
+		l.cause, l.again = err, now.Add(reopenEvery)
+		return false
+	}
+	l.file = f
+	return true
+}
+
+// settle says what is missing at the end of a stream, if something is and the file takes it.
+func (l *Log) settle(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.again = (time.Time{}); l.dropped > 0 && l.late(now) {
+		l.confess(now)
+	}
 }
 
 func (l *Log) open() (*os.File, error) {
@@ -99,7 +134,11 @@ func (l *Log) Close() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.dropped > 0 && l.file != nil { // a file that is not open may have been removed with its directory: none is made
+		l.confess(time.Now())
+	}
 	var err error
+	l.closed = true
 	if l.journal != nil {
 		err = l.journal.Close()
 		l.journal = nil
@@ -116,7 +155,11 @@ func (l *Log) Close() error {
 func (l *Log) write(records []byte, payload int, now time.Time, begin func(off int64, ino uint64)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file == nil {
+	if l.name == "" || l.closed {
+		return
+	}
+	if !l.late(now) {
+		l.dropped += int64(payload)
 		return
 	}
 	if begin != nil {

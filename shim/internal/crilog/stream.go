@@ -122,7 +122,7 @@ func (s *Stream) record(buf []byte, tag byte, pending, tail []byte, now time.Tim
 	return append(buf, '\n')
 }
 
-// End writes what is pending, as a part of a line.
+// End writes what is pending, as a part of a line, and says what is missing before it.
 func (s *Stream) End(now time.Time) {
 	pending := s.pending()
 	if len(pending) > 0 {
@@ -133,6 +133,7 @@ func (s *Stream) End(now time.Time) {
 		s.slot.rest()
 	}
 	s.held = nil
+	s.log.settle(now)
 }
 
 // Pending is how many bytes wait for the end of their line.

@@ -21,6 +21,7 @@ type program struct {
 	hdr   unix.Msghdr
 	iov   unix.Iovec
 	one   byte
+	zero  byte // '0': whoever writes it to a tasks file enters that cgroup
 	fprog unix.SockFprog
 }
 
@@ -29,16 +30,21 @@ type own struct {
 	done, sync, sock int
 }
 
-// assemble lays out p. The steps that close all descriptors which the plan does not name come first.
-func assemble(p *plan.Plan, o own, pg *page) (*program, error) {
+// assemble lays out p. First come the steps that enter the cgroups of the tasks files joins, then those that close all
+// descriptors which the plan does not name.
+func assemble(p *plan.Plan, o own, pg *page, joins []int) (*program, error) {
 	if p.Slots() > plan.MaxSlots {
 		return nil, fmt.Errorf("plan uses %d slots, more than %d", p.Slots(), plan.MaxSlots)
 	}
-	g := &program{}
+	g := &program{zero: '0'}
 	data, ptrs := measure(p)
 	g.data = make([]byte, 0, data+1)
 	g.ptrs = make([]uintptr, 0, ptrs)
-	g.steps = closeGaps(p, o, len(p.Steps))
+	for _, fd := range joins {
+		g.steps = append(g.steps, rawStep{nr: unix.SYS_WRITE, arg: [6]uintptr{uintptr(fd), uintptr(unsafe.Pointer(&g.zero)), 1}}) //nolint:gosec // a descriptor
+	}
+	g.steps = append(g.steps, closeGaps(p, o)...)
+	g.steps = slices.Grow(g.steps, len(p.Steps))
 	g.first = len(g.steps)
 	for i := range p.Steps {
 		s, err := g.step(&p.Steps[i], o, pg)
@@ -70,7 +76,7 @@ func measure(p *plan.Plan) (data, ptrs int) {
 	return data, ptrs
 }
 
-func closeGaps(p *plan.Plan, o own, room int) []rawStep {
+func closeGaps(p *plan.Plan, o own) []rawStep {
 	keep := []int{o.done}
 	for i := range p.Steps {
 		for _, a := range p.Steps[i].Args {
@@ -85,7 +91,7 @@ func closeGaps(p *plan.Plan, o own, room int) []rawStep {
 		}
 	}
 	slices.Sort(keep)
-	steps := make([]rawStep, 0, room+len(keep)+1)
+	steps := make([]rawStep, 0, len(keep)+1)
 	next := 3
 	gap := func(from, to uintptr) {
 		steps = append(steps, rawStep{nr: unix.SYS_CLOSE_RANGE, arg: [6]uintptr{from, to, 0}})

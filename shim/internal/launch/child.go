@@ -37,7 +37,8 @@ type Child struct {
 
 	launcher *Launcher
 	plan     *plan.Plan
-	first    int
+	first    int // index of the plan's first step
+	joins    int // how many of those before it enter a cgroup
 	proc     *reap.Process
 	done     *os.File // read end: the end of file says that the child has exec'ed or ended
 	sync     *os.File // write end of the barrier
@@ -176,7 +177,11 @@ func (c *Child) outcome() error {
 		if s := c.step(n - 1); s != nil {
 			return &Failure{Step: s, Errno: syscall.Errno(pg[wordErrno])} //nolint:gosec // an errno
 		}
-		return syscall.Errno(pg[wordErrno]) //nolint:gosec // an errno
+		errno := syscall.Errno(pg[wordErrno]) //nolint:gosec // an errno
+		if n <= int64(c.joins) {
+			return fmt.Errorf("enter a v1 cgroup: %w", errno)
+		}
+		return errno
 	}
 	switch s := c.step(pg[wordProgress]); {
 	case s == nil:

@@ -4,15 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// home is where the cloning thread belongs: its v1 cgroups and its pid namespace. Only that thread uses it.
+// home is where the cloning thread belongs: its v1 cgroups and its pid namespace. tasks and stops stay as they were opened; the
+// rest is that thread's alone.
 type home struct {
 	pidns int
-	tasks map[uint64]int // by device number of the hierarchy
+	tasks map[uint64]int  // by device number of the hierarchy
+	stops map[uint64]bool // hierarchies that can stop their members
 	// What the thread could not go back to, for want of memory: it tries again, and does not clone before. A child of a
 	// thread that is astray would be born in a stranger's pid namespace, or not at all when that one has ended.
 	astrayPid   bool
@@ -24,7 +27,7 @@ func openHome() (*home, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open own pid namespace: %w", err)
 	}
-	h := &home{pidns: pidns, tasks: map[uint64]int{}, astrayTasks: map[int]bool{}}
+	h := &home{pidns: pidns, tasks: map[uint64]int{}, stops: map[uint64]bool{}, astrayTasks: map[int]bool{}}
 	cgroups, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return nil, err
@@ -51,8 +54,28 @@ func openHome() (*home, error) {
 			return nil, err
 		}
 		h.tasks[st.Dev] = fd
+		controllers := strings.Split(parts[1], ",")
+		h.stops[st.Dev] = slices.Contains(controllers, "cpu") || slices.Contains(controllers, "freezer")
 	}
 	return h, nil
+}
+
+// split tells the tasks files that the cloning thread enters from those that its child enters by itself. In a group that has used
+// up its time, or is frozen, the thread would stop, with the reaper's lock held, and every pod of this shim with it. The
+// others do not stop it, and it has to be in them: the child's memory and its pid are charged where its parent is.
+func (h *home) split(tasks []int) (ahead, itself []int, err error) {
+	for _, fd := range tasks {
+		dev, _, err := h.of(fd)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case h.stops[dev]:
+			itself = append(itself, fd)
+		default:
+			ahead = append(ahead, fd)
+		}
+	}
+	return ahead, itself, nil
 }
 
 // v1MountPoint finds where the v1 hierarchy with the given controllers ("cpu,cpuacct", "name=systemd") is mounted.
@@ -79,12 +102,9 @@ func v1MountPoint(mountinfo, controllers string) string {
 	return ""
 }
 
-// enter moves the calling thread into the cgroups of tasks. It goes only where it can come back from.
+// enter moves the calling thread into the cgroups of tasks, which are split's: it can come back from them.
 func (h *home) enter(tasks []int) error {
 	for _, fd := range tasks {
-		if _, err := h.of(fd); err != nil {
-			return err
-		}
 		if _, err := unix.Write(fd, []byte("0")); err != nil {
 			return fmt.Errorf("enter a v1 cgroup: %w", err)
 		}
@@ -95,7 +115,7 @@ func (h *home) enter(tasks []int) error {
 // leave moves the calling thread back, from a pid namespace as well.
 func (h *home) leave(tasks []int) {
 	for _, fd := range tasks {
-		if own, err := h.of(fd); err == nil {
+		if _, own, err := h.of(fd); err == nil {
 			h.astrayTasks[own] = true
 		}
 	}
@@ -125,16 +145,17 @@ func (h *home) settle() error {
 	return errors.Join(all...)
 }
 
-func (h *home) of(fd int) (int, error) {
+// of finds the hierarchy of a tasks file, and its own tasks file there.
+func (h *home) of(fd int) (dev uint64, own int, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return -1, err
+		return 0, -1, err
 	}
 	own, ok := h.tasks[st.Dev]
 	if !ok {
-		return -1, errors.New("a v1 cgroup hierarchy that the shim is not a member of")
+		return 0, -1, errors.New("a v1 cgroup hierarchy that the shim is not a member of")
 	}
-	return own, nil
+	return st.Dev, own, nil
 }
 
 // enterPidNS makes a pid namespace that of the thread's next children; leave undoes it.

@@ -2,9 +2,10 @@
 // execve, without any helper program.
 //
 // All clones come from one locked thread that never ends. It lives in a mount namespace of its own with a single
-// mount, so that a child's CLONE_NEWNS copies one mount however many the host has. It enters a process's v1
-// cgroups, and for a process that joins an existing pid namespace that namespace (setns of CLONE_NEWPID concerns
-// the next child only), clones, and goes home. Everything else is the child's plan.
+// mount, so that a child's CLONE_NEWNS copies one mount however many the host has. It enters those of a process's v1
+// cgroups that charge it for its birth, and for a process that joins an existing pid namespace that namespace (setns of
+// CLONE_NEWPID concerns the next child only), clones, and goes home. The v1 cgroups that can stop their members the child
+// enters by itself, first of all: the thread works for other pods too. Everything else is the child's plan.
 //
 // The package knows nothing of containers. It uses the Go runtime's fork hooks by linkname, as gVisor does.
 package launch
@@ -98,15 +99,21 @@ func (l *Launcher) Launch(ctx context.Context, req *Request) (*Child, error) {
 		return nil, err
 	}
 	c.page = l.takePage()
-	prog, err := assemble(req.Plan, o, c.page)
+	ahead, itself, err := l.home.split(req.Tasks)
+	var prog *program
+	if err == nil {
+		prog, err = assemble(req.Plan, o, c.page, itself)
+	}
 	if err != nil {
 		o.close()
 		c.drop()
 		return nil, err
 	}
-	c.first = prog.first
+	c.first, c.joins = prog.first, len(itself)
+	own := *req
+	own.Tasks = ahead
 	result := make(chan error, 1)
-	job := func() { result <- l.clone(req, prog, c) }
+	job := func() { result <- l.clone(&own, prog, c) }
 	select {
 	case l.jobs <- job:
 		err = <-result

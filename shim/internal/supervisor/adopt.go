@@ -14,7 +14,8 @@ import (
 )
 
 // adoptContainer takes over a container whose shim died. It is no child of this process: its end is seen on the
-// pidfd, and the code comes from the record an earlier shim wrote or from the kernel (PIDFD_INFO_EXIT).
+// pidfd, and the code comes from the record an earlier shim wrote or from the kernel (PIDFD_INFO_EXIT). Aborted: an earlier
+// request for it is not answered yet.
 func (s *Supervisor) adoptContainer(r *v1.AdoptContainer, fds []*os.File) (err error) {
 	files := map[string]*os.File{}
 	if len(fds) != len(r.Handles) || !slices.Contains(r.Handles, v1.HandlePidfd) {
@@ -28,27 +29,40 @@ func (s *Supervisor) adoptContainer(r *v1.AdoptContainer, fds []*os.File) (err e
 	c.pid, c.pidfd, c.startedAt, c.adopted = r.Pid, files[v1.HandlePidfd], r.StartedAt, true
 	if err := s.reserve(c); err != nil {
 		closeAll(fds)
-		if errs.Of(err) == errs.AlreadyExists {
-			return nil // a repeated request
+		if errs.Of(err) != errs.AlreadyExists {
+			return err
 		}
-		return err
+		if _, err := s.find(r.ID); err != nil {
+			return errs.Aborted.Errorf("container %s is being adopted", r.ID)
+		}
+		return nil // a repeated request
 	}
 	fail := func(err error) error {
 		closeAll(fds)
 		s.release(c)
 		return err
 	}
+	s.mu.Lock()
+	err = s.givenUp(r.ID)
+	s.mu.Unlock()
+	if err != nil {
+		return fail(err)
+	}
 	if c.work, err = s.cfg.Runtime.Adopt(r.ID, r.Pid, r.OCI); err != nil {
 		return fail(err)
 	}
 	log, err := s.openLog(&r.Container)
-	if err != nil {
-		return fail(err)
+	if err != nil { // it runs all the same, and must not be held up by a pipe that nobody reads
+		s.cfg.Log.Error("log of an adopted container not opened; its output is dropped and counted until it can be", "container", r.ID, "err", err)
 	}
 	if err := s.supervise(c, files, log); err != nil {
 		return fail(err)
 	}
-	return s.watch(c)
+	if err := s.watch(c); err != nil {
+		c.io.Close()
+		return fail(err)
+	}
+	return nil
 }
 
 // watch waits for the end of a process that is not a child.

@@ -51,7 +51,7 @@ func (s *Supervisor) reopenLog(id string) error {
 }
 
 // remove forgets an ended container and lets go of all it held. One whose process is dead, but whose end is not recorded yet,
-// is waited for: the daemon may have the kernel's own word of it.
+// is waited for: the daemon may have the kernel's own word of it. One that is not there is not adopted for a minute.
 func (s *Supervisor) remove(ctx context.Context, id string) error {
 	if err := s.awaitEnd(ctx, id); err != nil {
 		return err
@@ -60,6 +60,7 @@ func (s *Supervisor) remove(ctx context.Context, id string) error {
 	c := s.containers[id]
 	switch {
 	case c == nil:
+		s.giveUp(id)
 		s.mu.Unlock()
 		return nil
 	case c.starting, c.exit == nil:

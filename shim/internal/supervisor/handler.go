@@ -69,7 +69,7 @@ func (c *session) Handle(ctx context.Context, method string, body json.RawMessag
 	case v1.MethodRunPod:
 		return answer(body, fds, func(r *v1.RunPod, f []*os.File) (any, []*os.File, error) { return s.runPod(ctx, r, f) })
 	case v1.MethodRemovePod:
-		return plain(body, fds, func(r *v1.PodRef) (any, error) { return s.farewell(), s.removePod(r.ID) })
+		return plain(body, fds, func(r *v1.PodRef) (any, error) { return s.farewell(), s.removePod(ctx, r.ID) })
 	case v1.MethodPutSeccomp:
 		return plain(body, fds, func(r *v1.PutSeccomp) (any, error) { return nil, s.putSeccomp(r) })
 	case v1.MethodStart:

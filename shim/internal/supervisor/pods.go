@@ -106,9 +106,15 @@ func (s *Supervisor) runPod(ctx context.Context, r *v1.RunPod, fds []*os.File) (
 	}
 	s.mu.Lock()
 	p := s.pods[r.ID]
-	if p == nil && s.draining {
-		s.mu.Unlock()
-		return nil, nil, errs.FailedPrecondition.Errorf("the shim is draining and takes no new pods")
+	if p == nil {
+		err = s.givenUp(r.ID)
+		if s.draining {
+			err = errs.FailedPrecondition.Errorf("the shim is draining and takes no new pods")
+		}
+		if err != nil {
+			s.mu.Unlock()
+			return nil, nil, err
+		}
 	}
 	if p != nil {
 		s.mu.Unlock()
@@ -149,19 +155,27 @@ func podReply(p *pod) (any, []*os.File, error) {
 	return &runPodReply{RunPodReply: v1.RunPodReply{Namespaces: p.kinds, InitPid: p.initPid}, lent: files}, files, nil
 }
 
-// removePod ends a pod's init and lets go of its namespaces.
-func (s *Supervisor) removePod(id string) error {
+// removePod ends a pod's init and lets go of its namespaces. One that is being made is waited for; one that is not there is not
+// made for a minute.
+func (s *Supervisor) removePod(ctx context.Context, id string) error {
 	s.mu.Lock()
 	p := s.pods[id]
+	if p != nil {
+		s.mu.Unlock()
+		select {
+		case <-p.ready:
+		case <-ctx.Done():
+			return errs.Aborted.Errorf("pod %s is being made: %w", id, ctx.Err())
+		}
+		s.mu.Lock()
+		if s.pods[id] != p { // it failed, or was removed
+			p = nil
+		}
+	}
 	if p == nil {
+		s.giveUp(id)
 		s.mu.Unlock()
 		return nil
-	}
-	select {
-	case <-p.ready:
-	default:
-		s.mu.Unlock()
-		return errs.Aborted.Errorf("pod %s is being made", id)
 	}
 	for _, c := range s.containers {
 		if c.cfg.Pod == id && c.exit == nil {
@@ -198,6 +212,10 @@ func (s *Supervisor) adoptPod(r *v1.AdoptPod, fds []*os.File) error {
 	if s.pods[r.ID] != nil { // a repeated request
 		p.close()
 		return nil
+	}
+	if err := s.givenUp(r.ID); err != nil {
+		p.close()
+		return err
 	}
 	s.pods[r.ID] = p
 	return nil

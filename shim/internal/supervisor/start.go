@@ -108,7 +108,7 @@ func (s *Supervisor) launch(ctx context.Context, c *container, req *executor.Sta
 	_ = os.Remove(journalPath(&c.cfg)) // of an earlier container of this id
 	log, err := s.openLog(&c.cfg)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, log.Close())
 	}
 	p, work, err := s.cfg.Runtime.Start(ctx, req, oci)
 	if err != nil {
@@ -136,7 +136,8 @@ func (s *Supervisor) launch(ctx context.Context, c *container, req *executor.Sta
 // journalPath is where a container's output journal is: beside its exit record, where the next shim finds it.
 func journalPath(c *v1.Container) string { return c.ExitFile + ".output" }
 
-// openLog opens a container's log with its journal. Without room for a journal it goes on without one.
+// openLog opens a container's log with its journal. Without room for a journal it goes on without one. On an error there is
+// a log too, as crilog.Open has it.
 func (s *Supervisor) openLog(c *v1.Container) (*crilog.Log, error) {
 	if c.LogName == "" {
 		return crilog.Open("", "", nil)
@@ -145,11 +146,7 @@ func (s *Supervisor) openLog(c *v1.Container) (*crilog.Log, error) {
 	if err != nil {
 		s.note(c.ID, "journal of output", err)
 	}
-	l, err := crilog.Open(c.LogDir, c.LogName, j)
-	if err != nil && j != nil {
-		err = errors.Join(err, j.Close())
-	}
-	return l, err
+	return crilog.Open(c.LogDir, c.LogName, j)
 }
 
 // reserve takes the container's id.

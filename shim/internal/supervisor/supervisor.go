@@ -70,7 +70,8 @@ type Supervisor struct {
 	containers map[string]*container
 	filters    map[string]*executor.Filter
 	peers      map[*v1.Peer]bool
-	notes      map[string]bool // degradations already told of
+	notes      map[string]bool      // degradations already told of
+	bygone     map[string]time.Time // ids that were removed before they were there, and how long that counts
 	draining   bool
 	farewells  int // answers on their way
 	emptied    bool
@@ -86,7 +87,7 @@ func New(cfg Config) (*Supervisor, error) {
 		cfg: cfg, mover: stdio.NewMover(cfg.Poller), bootID: strings.TrimSpace(string(boot)),
 		makers: make(chan struct{}, makers),
 		pods:   map[string]*pod{}, containers: map[string]*container{}, filters: map[string]*executor.Filter{},
-		peers: map[*v1.Peer]bool{}, notes: map[string]bool{},
+		peers: map[*v1.Peer]bool{}, notes: map[string]bool{}, bygone: map[string]time.Time{},
 	}, nil
 }
 
