@@ -214,6 +214,7 @@ func TestListHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.kill()
+	k.await(gpu, 0, 8, 2*time.Second) // it has heard of the end: what it says next is of the new process
 	l.setProfile(eight + "hang: 3s\n")
 	l.start()
 	t.Logf("eight devices from the cache after %v", k.await(gpu, 8, 8, time.Second))
