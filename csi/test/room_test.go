@@ -96,6 +96,18 @@ func TestSameNameAtOnce(t *testing.T) {
 	})
 }
 
+// lastLook is the end of a volume in which a file says "kept": it is there, and afterwards nothing is.
+func (l *lab) lastLook(id string) {
+	l.t.Helper()
+	p := l.up(id, mounted(""))
+	if b, err := os.ReadFile(p + "/file"); err != nil || string(b) != "kept" {
+		l.t.Errorf("the file is %q, %v", b, err)
+	}
+	l.down(id)
+	l.ok(l.remove(id))
+	l.empty()
+}
+
 // TestPoolGone: a pool that is unmounted beneath the driver loses nothing: every verb says Unavailable, also the
 // deletion, nothing is written below the mount point, and after mounting all is as it was.
 func TestPoolGone(t *testing.T) {
@@ -125,13 +137,7 @@ func TestPoolGone(t *testing.T) {
 				t.Errorf("below the mount point: %v, %v", ents, err)
 			}
 			l.giveBack()
-			p = l.up(id, mounted(""))
-			if b, err := os.ReadFile(p + "/file"); err != nil || string(b) != "kept" {
-				t.Errorf("the file is %q, %v", b, err)
-			}
-			l.down(id)
-			l.ok(l.remove(id))
-			l.empty()
+			l.lastLook(id)
 		})
 	}
 }
@@ -153,13 +159,7 @@ func TestPoolGoneInUse(t *testing.T) {
 				t.Errorf("still mounted: %v", l.mounts())
 			}
 			l.mountPool()
-			p = l.up(id, mounted(""))
-			if b, err := os.ReadFile(p + "/file"); err != nil || string(b) != "kept" {
-				t.Errorf("the file is %q, %v", b, err)
-			}
-			l.down(id)
-			l.ok(l.remove(id))
-			l.empty()
+			l.lastLook(id)
 		})
 	}
 }
