@@ -221,12 +221,11 @@ func (m *Manager) Unstage(ctx context.Context, id, staging string) error {
 // release ends what a volume is attached by. Of a pool that is gone nothing can be asked: its mounts are gone too by now, and
 // a device that is left is found again by whoever attaches or deletes the volume when the pool is back.
 func (m *Manager) release(ctx context.Context, p *Pool, v Volume) error {
-	if p == nil {
-		m.log.Warn("a volume is let go of, its pool is not there", "volume", v.ID, "pool", v.Pool)
-		return nil
+	var err error
+	if p != nil {
+		err = p.Backend.Release(ctx, m.spec(v))
 	}
-	err := p.Backend.Release(ctx, m.spec(v))
-	if errs.Of(err) == errs.Unavailable {
+	if p == nil || errs.Of(err) == errs.Unavailable {
 		m.log.Warn("a volume is let go of, its pool is not there", "volume", v.ID, "pool", v.Pool, "error", err)
 		return nil
 	}
